@@ -1,0 +1,1 @@
+"""FewStep: few-step solvers and distilled models for ComfyUI."""

@@ -1,0 +1,1 @@
+"""Correctors: plan transforms."""

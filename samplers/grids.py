@@ -1,0 +1,296 @@
+"""Step grids: the nodes that a solver steps through, with an explicit end.
+
+A grid of ``steps`` steps has ``steps + 1`` nodes, noise first. ``end`` says what the last one is:
+
+- ``"stop"``: sampling stops at a small time t_0 > 0, as the papers' solvers do;
+- ``"zero"``: sampling ends at sigma = 0 by one exact step, as ComfyUI and k-diffusion do; the named grid then covers
+  t_T..t_0 with the first ``steps`` nodes.
+
+>>> from fewstep.samplers import frames
+>>> uniform_t(frames.flow(), 4, end="stop", t_T=0.9, t_0=0.1).sigma.round(3).tolist()
+[0.9, 0.7, 0.5, 0.3, 0.1]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from .errors import OptionError, ScheduleError, check_choice, check_integer
+from .frames import Frame
+
+End = Literal["stop", "zero"]
+
+
+class Node(NamedTuple):
+    """One point of the schedule, as Python floats (float64). ``t`` is NaN where the schedule has no such time."""
+
+    t: float
+    alpha: float
+    sigma: float
+    lambda_: float
+
+    @property
+    def rho(self) -> float:
+        """sigma/alpha, the noise level in the alpha = 1 frame; inf where alpha is 0."""
+        return self.sigma / self.alpha if self.alpha else float("inf")
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Nodes of a schedule from noise to data; build one with the functions of this module.
+
+    Attributes:
+        frame: where alpha and sigma come from.
+        sigma, alpha, lambda_, t: float64 arrays of ``steps + 1`` values; lambda rises strictly.
+        end: ``"stop"`` or ``"zero"``, see the module's text.
+    """
+
+    frame: Frame
+    sigma: np.ndarray
+    alpha: np.ndarray
+    lambda_: np.ndarray
+    t: np.ndarray
+    end: End
+
+    def __post_init__(self) -> None:
+        _check_falling(self.sigma, self.lambda_)
+        if (self.sigma[-1] == 0) != (self.end == "zero"):
+            raise ScheduleError(f"the grid's end is '{self.end}' but its last sigma is {self.sigma[-1]!r}")
+
+    @property
+    def steps(self) -> int:
+        """Number of steps, one less than the nodes."""
+        return len(self.sigma) - 1
+
+    def node(self, i: int) -> Node:
+        """Node ``i`` as Python floats."""
+        return Node(float(self.t[i]), float(self.alpha[i]), float(self.sigma[i]), float(self.lambda_[i]))
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes, noise first."""
+        return [self.node(i) for i in range(len(self.sigma))]
+
+
+def _check_falling(sigma: np.ndarray, lambda_: np.ndarray) -> None:
+    if sigma.ndim != 1 or len(sigma) < 2:
+        raise ScheduleError(f"a grid needs at least 2 sigmas in one dimension, got shape {sigma.shape}")
+    if not np.all(np.isfinite(sigma)):
+        raise ScheduleError(f"sigma[{int(np.argmin(np.isfinite(sigma)))}] is not a finite number")
+    if np.any(sigma < 0):
+        raise ScheduleError(f"sigma[{int(np.argmax(sigma < 0))}] is negative: {sigma[np.argmax(sigma < 0)]!r}")
+    if np.any(sigma[:-1] == 0):
+        raise ScheduleError(f"sigma[{int(np.argmax(sigma == 0))}] is 0; only the last sigma may be 0")
+    if not np.all(np.diff(lambda_) > 0) or not np.all(np.diff(sigma) < 0):
+        i = int(np.argmax(~((np.diff(lambda_) > 0) & (np.diff(sigma) < 0))))
+        what = "repeats" if sigma[i] == sigma[i + 1] else "does not fall"
+        raise ScheduleError(
+            f"the grid {what} at step {i}: sigma {sigma[i]!r} is followed by {sigma[i + 1]!r}; "
+            "sigmas must fall strictly from noise to data (sort them, drop repeated ones, or ask for fewer steps)"
+        )
+
+
+def node_at_lambda(frame: Frame, lambda_: float) -> Node:
+    """A node of the schedule that lies between two grid nodes (inner stages of singlestep methods)."""
+    return Node(
+        float(frame.t_of_lambda(lambda_)), float(frame.alpha_of_lambda(lambda_)),
+        float(frame.sigma_of_lambda(lambda_)), float(lambda_),
+    )
+
+
+def from_sigmas(frame: Frame, sigmas: Sequence[float] | Any) -> Grid:
+    """Any strictly falling list of the frame's sigmas; the end is ``"zero"`` if the last one is 0.
+
+    Takes lists, numpy arrays and CPU tensors. The sigmas stay exactly as given: the denoiser sees them.
+    """
+    if hasattr(sigmas, "detach"):
+        sigmas = sigmas.detach().cpu().double().numpy()
+    try:
+        sigma = np.array(sigmas, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ScheduleError(f"sigmas must be a list of numbers, got {type(sigmas).__name__}: {error}") from None
+    if sigma.ndim != 1 or len(sigma) < 2:
+        raise ScheduleError(f"a grid needs at least 2 sigmas in one dimension, got shape {sigma.shape}")
+    if not np.all(np.isfinite(sigma)):
+        raise ScheduleError(f"sigma[{int(np.argmin(np.isfinite(sigma)))}] is not a finite number")
+    lambda_ = frame.lambda_of_sigma(sigma)
+    return Grid(
+        frame, sigma, frame.alpha_of_sigma(sigma), lambda_, frame.t_of_lambda(lambda_),
+        "zero" if sigma[-1] == 0 else "stop",
+    )
+
+
+def from_times(frame: Frame, t: Any, *, end: End) -> Grid:
+    """Nodes at the times ``t`` (falling); with ``end="zero"`` one node at sigma = 0 is added."""
+    times = np.array(t, np.float64)
+    return _from(frame, frame.lambda_(times), end, times)
+
+
+def _from(frame: Frame, lambda_: np.ndarray, end: End, t: np.ndarray | None = None) -> Grid:
+    check_choice("end", end, ("stop", "zero"))
+    t = frame.t_of_lambda(lambda_) if t is None else t
+    if end == "zero":
+        lambda_ = np.append(lambda_, np.inf)
+        t = np.append(t, np.nan)
+    return Grid(frame, frame.sigma_of_lambda(lambda_), frame.alpha_of_lambda(lambda_), lambda_, t, end)
+
+
+def _times(frame: Frame, steps: int, end: End, t_T: float | None, t_0: float | None) -> tuple[float, float, int]:
+    """Checks the ends; returns (t_T, t_0, number of nodes between them)."""
+    check_integer("steps", steps, 1, 10_000)
+    check_choice("end", end, ("stop", "zero"))
+    start = frame.time.t_T if t_T is None else float(t_T)
+    stop = frame.time.t_0 if t_0 is None else float(t_0)
+    if not stop > 0:
+        raise ScheduleError(f"t_0 is {stop}, expected a time above 0; use end='zero' to end at sigma 0")
+    if not stop < start <= frame.time.t_max:
+        raise ScheduleError(f"t_T {start} and t_0 {stop}: expected 0 < t_0 < t_T <= {frame.time.t_max:g}")
+    return start, stop, steps + (end == "stop")
+
+
+def _span(a: float, b: float, nodes: int) -> np.ndarray:
+    return np.linspace(a, b, nodes) if nodes > 1 else np.array([a])
+
+
+def power_t(
+    frame: Frame, steps: int, *, end: End, t_T: float | None = None, t_0: float | None = None, power: float = 2.0
+) -> Grid:
+    """Uniform in t^(1/power), raised to the power again (power 2: ``time_quadratic``)."""
+    _check_power(power)
+    start, stop, nodes = _times(frame, steps, end, t_T, t_0)
+    t = _span(start ** (1 / power), stop ** (1 / power), nodes) ** power
+    t[0] = start  # rounding of the power must not leave the schedule's range
+    return from_times(frame, t, end=end)
+
+
+def uniform_t(
+    frame: Frame, steps: int, *, end: End, t_T: float | None = None, t_0: float | None = None
+) -> Grid:
+    """Uniform in the schedule's time (``time_uniform``)."""
+    return power_t(frame, steps, end=end, t_T=t_T, t_0=t_0, power=1.0)
+
+
+def quadratic_t(
+    frame: Frame, steps: int, *, end: End, t_T: float | None = None, t_0: float | None = None
+) -> Grid:
+    """Uniform in sqrt(t) (``time_quadratic``)."""
+    return power_t(frame, steps, end=end, t_T=t_T, t_0=t_0, power=2.0)
+
+
+def uniform_lambda(
+    frame: Frame, steps: int, *, end: End, t_T: float | None = None, t_0: float | None = None
+) -> Grid:
+    """Uniform in lambda (``logSNR``). A start at pure noise is moved to sigma 0.999 of a flow frame."""
+    start, stop, nodes = _times(frame, steps, end, t_T, t_0)
+    if not np.isfinite(frame.lambda_(start)):
+        start = 0.999
+    return _from(frame, _span(float(frame.lambda_(start)), float(frame.lambda_(stop)), nodes), end)
+
+
+def karras(
+    frame: Frame, steps: int, *, end: End, t_T: float | None = None, t_0: float | None = None, rho: float = 7.0
+) -> Grid:
+    """Uniform in level^(1/rho) (Karras et al. 2022, eq. 5); the level is sigma/alpha, in a flow frame sigma."""
+    _check_power(rho)
+    return _levels(frame, steps, end, t_T, t_0, lambda level: level ** (1 / rho), lambda u: u**rho)
+
+
+def exponential(
+    frame: Frame, steps: int, *, end: End, t_T: float | None = None, t_0: float | None = None
+) -> Grid:
+    """Uniform in log level: the same as ``uniform_lambda`` but in a flow frame, where it is uniform in log sigma."""
+    return _levels(frame, steps, end, t_T, t_0, np.log, np.exp)
+
+
+def edm_rho(
+    frame: Frame, steps: int, *, end: End, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0
+) -> Grid:
+    """EDM's grid between two levels given as numbers, whatever the model's own range (Karras et al. 2022, table 1)."""
+    start, stop = (float(frame.t_of_lambda(frame.lambda_of_level(s))) for s in (sigma_max, sigma_min))
+    return karras(frame, steps, end=end, t_T=start, t_0=stop, rho=rho)
+
+
+def beta(
+    frame: Frame, steps: int, *, end: End, t_T: float | None = None, t_0: float | None = None,
+    a: float = 0.6, b: float = 0.6,
+) -> Grid:
+    """Times at quantiles of a beta distribution (Lee et al. 2024, "Beta Sampling is All You Need"); needs scipy."""
+    from .optional import scipy_special
+
+    if not (0 < a < 100 and 0 < b < 100):
+        raise OptionError(f"beta grid: a {a} and b {b} must lie between 0 and 100")
+    start, stop, _ = _times(frame, steps, end, t_T, t_0)
+    quantile = 1.0 - np.arange(steps + (end == "stop")) / steps
+    share = scipy_special().betaincinv(a, b, quantile)
+    t = stop + (start - stop) * share
+    t[0] = start
+    return from_times(frame, t, end=end)
+
+
+def shifted(
+    frame: Frame, steps: int, *, end: End, t_T: float | None = None, t_0: float | None = None, shift: float = 3.0
+) -> Grid:
+    """Uniform time pushed towards noise: t -> shift*t / (1 + (shift-1)*t) (Esser et al. 2024); flow models' grid.
+
+    ``t_T`` and ``t_0`` are the ends before the shift.
+    """
+    if not 0 < shift < np.inf:
+        raise OptionError(f"shift is {shift}, expected a positive number")
+    if frame.time.t_max != 1.0:
+        raise ScheduleError("a shifted grid needs a time from 0 to 1; use it with flow or VP frames")
+    start, stop, nodes = _times(frame, steps, end, t_T, t_0)
+    t = _span(start, stop, nodes)
+    return from_times(frame, shift * t / (1.0 + (shift - 1.0) * t), end=end)
+
+
+def _levels(
+    frame: Frame, steps: int, end: End, t_T: float | None, t_0: float | None,
+    forward: Callable[[Any], Any], back: Callable[[Any], Any],
+) -> Grid:
+    start, stop, nodes = _times(frame, steps, end, t_T, t_0)
+    lam = [float(frame.lambda_(start)), float(frame.lambda_(stop))]
+    ends = [float(frame.level_of_lambda(value)) for value in lam]
+    if not np.isfinite(ends[0]):
+        raise ScheduleError("this grid needs a start with alpha > 0; give a smaller t_T")
+    levels = back(_span(forward(ends[0]), forward(ends[1]), nodes))
+    lambda_ = frame.lambda_of_level(np.clip(levels, ends[1], ends[0]))
+    lambda_[0] = lam[0]
+    if nodes > 1:
+        lambda_[-1] = lam[1]
+    return _from(frame, lambda_, end)
+
+
+def _check_power(power: float) -> None:
+    if not 0 < power < np.inf:
+        raise OptionError(f"the grid's power is {power}, expected a positive number")
+
+
+def deis_grid(
+    frame: Frame, steps: int, *, phase: Literal["t", "log", "rho"], end: End = "stop", power: float = 2.0,
+    t_T: float | None = None, t_0: float | None = None,
+) -> Grid:
+    """DEIS's grids (Zhang and Chen 2023): ``t`` and ``rho`` uniform in the power-th root, ``log`` uniform in log rho.
+
+    The ``t`` phase works in the network's own label, so a discrete schedule runs from index N-1 to 0.
+    """
+    check_choice("phase", phase, ("t", "log", "rho"))
+    if phase == "log":
+        return exponential(frame, steps, end=end, t_T=t_T, t_0=t_0)
+    if phase == "rho":
+        return karras(frame, steps, end=end, t_T=t_T, t_0=t_0, rho=power)
+    _check_power(power)
+    start, stop, nodes = _times(frame, steps, end, t_T, t_0)
+    labels = [max(float(frame.time.model_time(t)), 0.0) ** (1 / power) for t in (start, stop)]
+    t = frame.time.t_of_model_time(_span(labels[0], labels[1], nodes) ** power)
+    t[0] = start
+    return from_times(frame, t, end=end)
+
+
+GRIDS: dict[str, Callable[..., Grid]] = {
+    "uniform_t": uniform_t, "uniform_lambda": uniform_lambda, "quadratic_t": quadratic_t, "karras": karras,
+    "exponential": exponential, "edm_rho": edm_rho, "beta": beta, "shifted": shifted,
+}

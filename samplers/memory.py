@@ -1,0 +1,48 @@
+"""How much a plan holds: the engine's buffers, counted before the run."""
+
+from __future__ import annotations
+
+from .plan import Plan
+
+
+def peak_latents(plan: Plan) -> int:
+    """Most latent-sized tensors alive at once, counting the caller's start and the denoiser's returned prediction.
+
+    Follows ``engine.Engine`` step by step; what the denoiser needs inside is not counted, nor the float32 scratch (two
+    latents' worth of bytes) of 16-bit states.
+    """
+    own_x = y = xi = False  # buffers that the engine has made so far
+    pool = own_outputs = 0
+    live: set[int] = set()
+    peak = 1
+
+    def count(extra: int = 0) -> int:
+        borrowed = len(live) - own_outputs
+        return 1 + own_x + y + xi + pool + own_outputs + borrowed + extra
+
+    for k, stage in enumerate(plan.stages):
+        if not stage.predict.is_identity:
+            y = True
+            xi = xi or stage.predict.noise is not None
+        peak = max(peak, count())
+        p, q = stage.store
+        direct = p == 0 and q == 1
+        live.add(k)
+        if not direct:
+            own_outputs += 1
+            pool = max(pool - 1, 0)
+        held = 0 if direct else 1  # the prediction itself, until the callback has seen it
+        peak = max(peak, count(held))
+        if stage.carry is stage.predict and not stage.predict.is_identity:
+            own_x, y = True, own_x
+        elif not stage.carry.is_identity:
+            own_x = True
+            xi = xi or stage.carry.noise is not None
+        peak = max(peak, count(held))
+        for j in [j for j in live if plan.last_read.get(j, j) <= k]:
+            live.discard(j)
+            if plan.stages[j].kind != "x_0":
+                own_outputs -= 1
+                pool += 1
+    own_x = own_x or not plan.final.is_identity
+    return max(peak, count())

@@ -1,0 +1,242 @@
+"""Plans: a solver as data. See ``docs/mathematics.md`` for the algebra.
+
+With ``X`` the carried state, ``x_T`` the start and ``M_j`` the stored outputs, stage k does
+
+1. predict   ``y   = a*X + sum_{j<k} b_j*M_j + u*x_T + n*xi + g``
+2. evaluate  ``D_k = D(y, sigma_k)``
+3. store     ``M_k = p*y + q*D_k``
+4. carry     ``X  <- c*X + sum_{j<=k} d_j*M_j + e*x_T + m*xi' + g'``
+
+and a last row of the first form gives the result. In numerical analysis this is a general linear method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .errors import PlanError
+from .predictions import coefficients
+
+if TYPE_CHECKING:
+    from .grids import Node
+    from .hooks import Hook
+    from .recipe import Recipe
+
+Coefficient = float | torch.Tensor  # a tensor broadcasts over one sample: [C, 1, 1], [C, H, W], ...
+
+
+@dataclass(frozen=True)
+class NoiseTerm:
+    """``coefficient * xi`` with xi the unit-variance increment of a Brownian path from ``start`` to ``stop``.
+
+    The path's clock is ``u = sigma/(alpha + sigma)``, from 1 (noise) down to 0 (data): the same in every frame.
+    """
+
+    coefficient: float
+    start: float
+    stop: float
+
+    @staticmethod
+    def between(coefficient: float, source: Node, target: Node) -> NoiseTerm:
+        """The increment over the step from node ``source`` to node ``target``."""
+        return NoiseTerm(
+            coefficient, source.sigma / (source.sigma + source.alpha), target.sigma / (target.sigma + target.alpha)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One linear combination: ``x*X + sum_j m[j]*M_j + x_T*x_T + noise + offset``. Terms left out are zero."""
+
+    x: Coefficient = 0.0
+    m: Mapping[int, Coefficient] = field(default_factory=dict)
+    x_T: Coefficient = 0.0
+    noise: NoiseTerm | None = None
+    offset: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "m", {j: c for j, c in self.m.items() if not _is_zero(c)})
+        if self.noise is not None and self.noise.coefficient == 0:
+            object.__setattr__(self, "noise", None)
+        for c in (self.x, self.x_T, *self.m.values()):
+            _check_coefficient(c)
+        if self.noise is not None and not math.isfinite(self.noise.coefficient):
+            raise PlanError(f"a noise coefficient is {self.noise.coefficient!r}")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the row is just X."""
+        return _is_one(self.x) and not self.m and _is_zero(self.x_T) and self.noise is None and self.offset is None
+
+    @property
+    def reads_x(self) -> bool:
+        """Whether the carried state enters."""
+        return not _is_zero(self.x)
+
+    @property
+    def reads_start(self) -> bool:
+        """Whether the initial state enters."""
+        return not _is_zero(self.x_T)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """The tensor-valued coefficients."""
+        values = (self.x, self.x_T, *self.m.values(), self.offset)
+        return (c for c in values if isinstance(c, torch.Tensor))
+
+
+def _is_zero(c: Any) -> bool:
+    return not isinstance(c, torch.Tensor) and c == 0
+
+
+def _is_one(c: Any) -> bool:
+    return not isinstance(c, torch.Tensor) and c == 1
+
+
+def _check_coefficient(c: Any) -> None:
+    if isinstance(c, torch.Tensor):
+        if not c.is_floating_point() or not bool(torch.isfinite(c).all()):
+            raise PlanError("a tensor coefficient is not floating point or holds NaN or infinity")
+    elif not isinstance(c, float) and not (isinstance(c, int) and not isinstance(c, bool)):
+        raise PlanError(f"a coefficient is {type(c).__name__} {c!r}, expected a Python float or a tensor")
+    elif not math.isfinite(c):
+        raise PlanError(f"a coefficient is {c!r}: the step is degenerate for this solver and grid")
+
+
+IDENTITY = Row(x=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One function evaluation with the rows around it.
+
+    Attributes:
+        node: where the denoiser is evaluated; its sigma is what the denoiser is told.
+        predict, carry: rows 1 and 4. A carry that *is* the predict row (the same object) is not computed twice.
+        kind: what row 3 stores, see ``predictions``; gives its p and q.
+        step: index of the solver's step that the stage belongs to, from 0.
+    """
+
+    node: Node
+    carry: Row
+    predict: Row = IDENTITY
+    kind: str = "x_0"
+    step: int = 0
+
+    @cached_property
+    def store(self) -> tuple[float, float]:
+        """(p, q) of row 3."""
+        p, q = coefficients(self.kind, self.node.alpha, self.node.sigma)
+        return float(p), float(q)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Stages in order and the row that gives the result; checked when built.
+
+    Attributes:
+        nodes: the grid's nodes, noise first; the result is a state at the last one.
+        hooks: what the engine applies beyond linear rows (see ``hooks``).
+        recipe: what the plan was resolved from, or None for a plan made by hand.
+    """
+
+    stages: tuple[Stage, ...]
+    nodes: tuple[Node, ...]
+    final: Row = IDENTITY
+    hooks: tuple[Hook, ...] = ()
+    recipe: Recipe | None = None
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise PlanError("a plan needs at least one stage")
+        for k, stage in enumerate(self.stages):
+            where = f"stage {k}"
+            _check_reads(stage.predict, k, f"{where}, predict")
+            _check_reads(stage.carry, k + 1, f"{where}, carry")
+            if not (math.isfinite(stage.node.sigma) and stage.node.sigma >= 0):
+                raise PlanError(f"{where} evaluates at sigma {stage.node.sigma!r}")
+            if not all(math.isfinite(c) for c in stage.store):
+                raise PlanError(f"{where} stores {stage.kind} at sigma {stage.node.sigma!r}, where it does not exist")
+        _check_reads(self.final, len(self.stages), "the last row")
+
+    # facts, derived once
+    @property
+    def label(self) -> str:
+        """Solver, options and correctors, for people."""
+        return self.recipe.label if self.recipe else "plan"
+
+    @cached_property
+    def order(self) -> int | None:
+        """Order of convergence of the recipe, measured on a small problem (see ``orders``); None where there is none."""
+        from .orders import measured_order
+
+        return measured_order(self.recipe) if self.recipe else None
+
+    @property
+    def nfe(self) -> int:
+        """Number of function evaluations."""
+        return len(self.stages)
+
+    def rows(self) -> Iterator[Row]:
+        """Every row in order of execution."""
+        for stage in self.stages:
+            yield stage.predict
+            yield stage.carry
+        yield self.final
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row adds noise."""
+        return any(row.noise is not None for row in self.rows())
+
+    @cached_property
+    def biased(self) -> bool:
+        """Whether a perfect constant denoiser would *not* give the exact law of the last node; see ``facts.bias``."""
+        from .facts import bias
+
+        return bias(self) > 1e-6
+
+    @cached_property
+    def peak_latents(self) -> int:
+        """Most latent-sized tensors alive at once while the plan runs, the caller's start included; see ``memory``."""
+        from .memory import peak_latents
+
+        return peak_latents(self)
+
+    @cached_property
+    def last_read(self) -> dict[int, int]:
+        """For each stored output the last stage whose rows read it (``nfe`` for the last row); liveness of memory."""
+        last: dict[int, int] = {}
+        for k, stage in enumerate(self.stages):
+            for j in (*stage.predict.m, *stage.carry.m):
+                last[j] = k
+        for j in self.final.m:
+            last[j] = self.nfe
+        return last
+
+    @cached_property
+    def start_last_read(self) -> int:
+        """The last stage that reads x_T (``nfe`` for the last row), or -1."""
+        reads = [k for k, s in enumerate(self.stages) if s.predict.reads_start or s.carry.reads_start]
+        return self.nfe if self.final.reads_start else max(reads, default=-1)
+
+    def describe(self) -> str:
+        """The coefficient table that a paper would print; see ``describe``."""
+        from .describe import describe
+
+        return describe(self)
+
+    def with_stages(self, stages: Iterable[Stage], final: Row | None = None, **changes: Any) -> Plan:
+        """A copy with other stages (and last row); used by plan transforms."""
+        return replace(self, stages=tuple(stages), final=self.final if final is None else final, **changes)
+
+
+def _check_reads(row: Row, stored: int, where: str) -> None:
+    bad = [j for j in row.m if not 0 <= j < stored]
+    if bad:
+        raise PlanError(f"{where} reads output {bad[0]}, but only outputs 0..{stored - 1} are stored by then")
