@@ -17,7 +17,8 @@ from . import errors, frames, grids
 from .engine import Progress, run
 from .noise import BrownianNoise, GaussianNoise, GivenNoise
 from .plan import Plan, Row, Stage
-from .recipe import Recipe, make_plan, solver_names, solver_options
+from .recipe import Recipe, make_plan
+from .registry import solver_names, solver_options
 
 __all__ = [
     "BrownianNoise", "GaussianNoise", "GivenNoise", "Plan", "Progress", "Recipe", "Row", "Stage", "errors", "frames",

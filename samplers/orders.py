@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .frames import Frame, linear_vp
 from .grids import Grid, from_sigmas
 from .plan import Plan, Row
-
-if TYPE_CHECKING:
-    from .recipe import Recipe
+from .registry import CORRECTORS, SOLVERS, solver_options
 
 _T_T, _T_0 = 0.6, 0.2  # a stretch of the schedule on which the test problem is smooth at these step sizes
 _STEPS = (60, 120)
@@ -74,28 +73,25 @@ def _grid(frame: Frame, steps: int) -> Grid:
     return from_sigmas(frame, frame.sigma_of_lambda(lam))
 
 
-@lru_cache(maxsize=256)
-def measured_slope(recipe: Recipe) -> float | None:
-    """Slope of log error against log steps for the recipe's body: without a lowered order at the end or the start-up
-    steps. None for stochastic recipes and for solvers that choose their steps while running.
-    """
-    from .recipe import CORRECTORS, SOLVERS, solver_options
+def measured_slope(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> float | None:
+    """Slope of log error against log steps for a solver followed by correctors, each (name, options).
 
+    The body's slope: without a lowered order at the end or the start-up steps. None for stochastic solvers and for those
+    that choose their steps while running.
+    """
+    return _slope(tuple((name, tuple(sorted(options.items()))) for name, options in parts))
+
+
+@lru_cache(maxsize=256)
+def _slope(parts: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]) -> float | None:
     frame, errors = linear_vp(), []
     for steps in _STEPS:
         plan: Any = _grid(frame, steps)
-        parts: list[Any] = [(SOLVERS, recipe.solver, recipe.options), *((CORRECTORS, n, o) for n, o in recipe.correctors)]
-        for table, name, options in parts:
+        for i, (name, options) in enumerate(parts):
             body = {k: v for k, v in _BODY.items() if k in solver_options(name)}
-            plan = table[name](plan, **{**options, **body})
+            plan = (CORRECTORS if i else SOLVERS)[name](plan, **{**dict(options), **body})
         if not isinstance(plan, Plan) or plan.stochastic:
             return None
         difference = run_on_arrays(plan, _STARTS) - _reference(frame)
         errors.append(math.sqrt(float(np.mean(difference**2))))
     return math.log(errors[0] / max(errors[1], 1e-300)) / math.log(_STEPS[1] / _STEPS[0])
-
-
-def measured_order(recipe: Recipe) -> int | None:
-    """``measured_slope`` rounded to the order it stands for."""
-    slope = measured_slope(recipe)
-    return None if slope is None else round(slope)

@@ -173,9 +173,7 @@ class Plan:
     @cached_property
     def order(self) -> int | None:
         """Order of convergence of the recipe, measured on a small problem (see ``orders``); None where there is none."""
-        from .orders import measured_order
-
-        return measured_order(self.recipe) if self.recipe else None
+        return self.recipe.order if self.recipe else None
 
     @property
     def nfe(self) -> int:

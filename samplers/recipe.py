@@ -1,60 +1,22 @@
-"""Recipes and the registry: what nodes, files and picture metadata carry, and how it becomes a plan."""
+"""Recipes: what nodes, files and picture metadata carry, and how it becomes a plan."""
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
-from .correctors.unic import unic
-from .errors import OptionError, check_choice, suggest
+from .errors import OptionError
 from .frames import Frame
 from .grids import Grid, from_sigmas
+from .orders import measured_slope
 from .plan import Plan
-from .solvers.ddim import ddim
-from .solvers.deis import deis_ab, ipndm
-from .solvers.deis_rk import deis_rk
-from .solvers.dpm_adaptive import AdaptivePlan, dpm_solver_adaptive
-from .solvers.dpm_multistep import dpm_solver_multistep
-from .solvers.dpm_sde import dpm_solver_sde_multistep, dpm_solver_sde_singlestep
-from .solvers.dpm_singlestep import dpm_solver_singlestep
-from .solvers.unipc import unipc
+from .registry import CORRECTORS, SOLVERS, check_options, lookup
+from .solvers.dpm_adaptive import AdaptivePlan
 
-SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
-    "ddim": ddim,
-    "dpm_solver_multistep": dpm_solver_multistep,
-    "dpm_solver_singlestep": dpm_solver_singlestep,
-    "dpm_solver_adaptive": dpm_solver_adaptive,
-    "dpm_solver_sde_multistep": dpm_solver_sde_multistep,
-    "dpm_solver_sde_singlestep": dpm_solver_sde_singlestep,
-    "unipc": unipc,
-    "deis_ab": deis_ab,
-    "deis_rk": deis_rk,
-    "ipndm": ipndm,
-}
-CORRECTORS: dict[str, Callable[..., Plan]] = {"unic": unic}
 ALGORITHM_VERSION = 1  # raised when a change of the formulas changes pictures; old recipes keep their own
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a solver or corrector: its default, and the names it may take (None: a number or list)."""
-
-    default: Any
-    choices: tuple[Any, ...] | None
-
-
-def solver_names() -> list[str]:
-    """The names that ``make_plan`` and ``Recipe`` know."""
-    return list(SOLVERS)
-
-
-def solver_options(name: str) -> dict[str, Option]:
-    """The options of a solver (or corrector) in order; its docstring explains them."""
-    return _options(_lookup({**SOLVERS, **CORRECTORS}, name, "solver"))
 
 
 def make_plan(name: str, frame: Frame, sigmas_or_grid: Grid | Any, **options: Any) -> Plan | AdaptivePlan:
@@ -91,9 +53,9 @@ class Recipe:
     version: int = ALGORITHM_VERSION
 
     def __post_init__(self) -> None:
-        _check_options(_lookup(SOLVERS, self.solver, "solver"), self.solver, self.options)
+        check_options(lookup(SOLVERS, self.solver, "solver"), self.solver, self.options)
         for name, options in self.correctors:
-            _check_options(_lookup(CORRECTORS, name, "corrector"), name, options)
+            check_options(lookup(CORRECTORS, name, "corrector"), name, options)
         if not isinstance(self.version, int) or not 1 <= self.version <= ALGORITHM_VERSION:
             raise OptionError(
                 f"the recipe has algorithm version {self.version!r}, this FewStep knows 1 to {ALGORITHM_VERSION}: update FewStep"
@@ -119,6 +81,12 @@ class Recipe:
                 raise OptionError(f"the corrector {name} needs a fixed grid; {self.solver} chooses its steps while running")
             plan = CORRECTORS[name](plan, **options)
         return replace(plan, recipe=self)
+
+    @property
+    def order(self) -> int | None:
+        """Order of convergence, measured on a small problem (see ``orders``); None where there is none to measure."""
+        slope = measured_slope(((self.solver, self.options), *self.correctors))
+        return None if slope is None else round(slope)
 
     @property
     def label(self) -> str:
@@ -148,38 +116,3 @@ class Recipe:
 def _frozen(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """A read-only copy in one order, lists as tuples: two recipes that mean the same are equal."""
     return MappingProxyType({k: tuple(v) if isinstance(v, list) else v for k, v in sorted(options.items())})
-
-
-def _lookup(table: Mapping[str, Callable[..., Any]], name: str, what: str) -> Callable[..., Any]:
-    if name not in table:
-        raise OptionError(f"unknown {what} {name!r}, known are {', '.join(table)}{suggest(str(name), table)}")
-    return table[name]
-
-
-def _options(function: Callable[..., Any]) -> dict[str, Option]:
-    hints = inspect.get_annotations(function, eval_str=True)
-    return {
-        p.name: Option(p.default, _choices(hints[p.name]))
-        for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
-    }
-
-
-def _choices(hint: Any) -> tuple[Any, ...] | None:
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    if hint is bool:
-        return (True, False)
-    parts = [_choices(part) for part in get_args(hint)]
-    if parts and all(part is not None for part in parts):
-        return tuple(choice for part in parts for choice in part or ())
-    return None
-
-
-def _check_options(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> None:
-    known = _options(function)
-    for option, value in options.items():
-        if option not in known:
-            raise OptionError(f"{name} has no option {option!r}, it has {', '.join(known)}{suggest(option, known)}")
-        choices = known[option].choices
-        if choices is not None:
-            check_choice(f"{name}: {option}", value, choices)

@@ -12,3 +12,7 @@ if "fewstep" not in sys.modules:
     package = importlib.util.module_from_spec(spec)
     sys.modules["fewstep"] = package
     spec.loader.exec_module(package)
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other

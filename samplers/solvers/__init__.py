@@ -1,1 +1,1 @@
-"""Solver families: each file is a pure function from a grid and options to a plan. The registry is `recipe.py`."""
+"""Solver families: each file is a pure function from a grid and options to a plan. The registry is `registry.py`."""

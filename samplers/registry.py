@@ -1,0 +1,89 @@
+"""The registry: every solver and corrector by name, and their options read off their signatures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from .correctors.unic import unic
+from .errors import OptionError, check_choice, suggest
+from .plan import Plan
+from .solvers.ddim import ddim
+from .solvers.deis import deis_ab, ipndm
+from .solvers.deis_rk import deis_rk
+from .solvers.dpm_adaptive import AdaptivePlan, dpm_solver_adaptive
+from .solvers.dpm_multistep import dpm_solver_multistep
+from .solvers.dpm_sde import dpm_solver_sde_multistep, dpm_solver_sde_singlestep
+from .solvers.dpm_singlestep import dpm_solver_singlestep
+from .solvers.unipc import unipc
+
+SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
+    "ddim": ddim,
+    "dpm_solver_multistep": dpm_solver_multistep,
+    "dpm_solver_singlestep": dpm_solver_singlestep,
+    "dpm_solver_adaptive": dpm_solver_adaptive,
+    "dpm_solver_sde_multistep": dpm_solver_sde_multistep,
+    "dpm_solver_sde_singlestep": dpm_solver_sde_singlestep,
+    "unipc": unipc,
+    "deis_ab": deis_ab,
+    "deis_rk": deis_rk,
+    "ipndm": ipndm,
+}
+CORRECTORS: dict[str, Callable[..., Plan]] = {"unic": unic}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a solver or corrector: its default, and the names it may take (None: a number or list)."""
+
+    default: Any
+    choices: tuple[Any, ...] | None
+
+
+def solver_names() -> list[str]:
+    """The names that ``make_plan`` and ``Recipe`` know."""
+    return list(SOLVERS)
+
+
+def solver_options(name: str) -> dict[str, Option]:
+    """The options of a solver (or corrector) in order; its docstring explains them."""
+    return _options(lookup({**SOLVERS, **CORRECTORS}, name, "solver"))
+
+
+def lookup(table: Mapping[str, Callable[..., Any]], name: str, what: str) -> Callable[..., Any]:
+    """The function of that name; raises OptionError naming the nearest known one."""
+    if name not in table:
+        raise OptionError(f"unknown {what} {name!r}, known are {', '.join(table)}{suggest(str(name), table)}")
+    return table[name]
+
+
+def _options(function: Callable[..., Any]) -> dict[str, Option]:
+    hints = inspect.get_annotations(function, eval_str=True)
+    return {
+        p.name: Option(p.default, _choices(hints[p.name]))
+        for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
+    }
+
+
+def _choices(hint: Any) -> tuple[Any, ...] | None:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if hint is bool:
+        return (True, False)
+    parts = [_choices(part) for part in get_args(hint)]
+    if parts and all(part is not None for part in parts):
+        return tuple(choice for part in parts for choice in part or ())
+    return None
+
+
+def check_options(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> None:
+    """Raises OptionError for an option that ``function`` has not, or a choice that it does not know."""
+    known = _options(function)
+    for option, value in options.items():
+        if option not in known:
+            raise OptionError(f"{name} has no option {option!r}, it has {', '.join(known)}{suggest(option, known)}")
+        choices = known[option].choices
+        if choices is not None:
+            check_choice(f"{name}: {option}", value, choices)
