@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .optional import pyplot
+from .optional import pyplot, require
 from .plan import Plan, Row
 from .plan_io import write_atomically
 
@@ -42,29 +42,44 @@ def coefficient_table(plan: Plan) -> tuple[np.ndarray, list[str], list[str]]:
 
 def plot_plan(plan: Plan, path: str | Path | None = None) -> bytes:
     """Draws the plan; returns the PNG and writes it to ``path`` if given."""
+    buffer = BytesIO()
+    _figure(plan).savefig(buffer, format="png")
+    if path is not None:
+        write_atomically(Path(path), buffer.getvalue())
+    return buffer.getvalue()
+
+
+def plan_image(plan: Plan) -> np.ndarray:
+    """The same drawing as an array [H, W, 3], float32 in 0..1."""
+    agg = require("matplotlib.backends.backend_agg", "matplotlib", "drawing a plan")
+    canvas = agg.FigureCanvasAgg(_figure(plan))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba(), np.float32)[..., :3] / 255
+
+
+def _figure(plan: Plan) -> Any:
     values, rows, columns = coefficient_table(plan)
     figure = pyplot().Figure(figsize=(max(7.0, 2.5 + 0.55 * len(columns)), 3.4 + 0.3 * len(rows)), dpi=110)
     top, bottom = figure.subplots(2, 1, height_ratios=[2.2, 0.3 * len(rows) + 0.6])
     facts = [f"{plan.nfe} evaluations", f"peak {plan.peak_latents} latents"]
     facts = ([f"order {plan.order}"] if plan.order is not None else []) + facts
     figure.suptitle(f"{plan.label}\n{', '.join(facts)}", fontsize=10)
-
     _plot_grid(top, plan)
+    _plot_table(bottom, values, rows, columns)
+    figure.tight_layout()
+    return figure
+
+
+def _plot_table(axes: Any, values: np.ndarray, rows: list[str], columns: list[str]) -> None:
     shown = np.sign(values) * np.log1p(np.abs(values) * 10)  # small weights stay visible beside large ones
     limit = float(np.nanmax(np.abs(shown))) if np.isfinite(shown).any() else 1.0
-    bottom.imshow(shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-    bottom.set_xticks(range(len(columns)), columns, fontsize=8)
-    bottom.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.imshow(shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
     for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
         dark = abs(shown[i, j]) > 0.6 * limit
-        bottom.text(j, i, f"{values[i, j]:.3g}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    bottom.set_title("coefficients (blue positive, red negative)", fontsize=9)
-    figure.tight_layout()
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    if path is not None:
-        write_atomically(Path(path), buffer.getvalue())
-    return buffer.getvalue()
+        axes.text(j, i, f"{values[i, j]:.3g}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axes.set_title("coefficients (blue positive, red negative)", fontsize=9)
 
 
 def _plot_grid(axes: Any, plan: Plan) -> None:

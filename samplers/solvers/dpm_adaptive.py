@@ -68,11 +68,11 @@ class AdaptivePlan:
         if math.isinf(nodes[0].lambda_):
             yield self._single(nodes[0], nodes[1], engine)
             nodes = nodes[1:]
-        end = nodes[-2] if self.grid.end == "zero" else nodes[-1]
-        if len(nodes) > 1:
-            yield from self._adapt(nodes[0], end, engine)
-        if self.grid.end == "zero":
-            yield self._single(end, self.grid.nodes[-1], engine)
+        inner = nodes[:-1] if self.grid.end == "zero" else nodes
+        if len(inner) > 1:
+            yield from self._adapt(inner[0], inner[-1], engine)
+        if inner and inner[-1] is not nodes[-1]:
+            yield self._single(inner[-1], nodes[-1], engine)
 
     def _single(self, source: Node, target: Node, engine: Engine) -> Stage:
         k = engine.evaluations

@@ -117,7 +117,7 @@ def _nodes(grid: Grid, order: int, allocation: str, inner: str) -> tuple[list[No
     """
     nodes = grid.nodes
     head = 1 if math.isinf(nodes[0].lambda_) else 0
-    tail = 1 if grid.end == "zero" else 0
+    tail = 1 if grid.end == "zero" and grid.steps > head else 0
     budget = grid.steps - head - tail
     orders = allocate(budget, order, allocation) if budget > 0 else []
     if inner == "grid" and sum(orders) < budget:
@@ -126,10 +126,9 @@ def _nodes(grid: Grid, order: int, allocation: str, inner: str) -> tuple[list[No
             "allocation='fast', or inner='lambda'"
         )
     ends = nodes[head], nodes[-1 - tail]
-    if inner == "lambda":
-        k = len(orders)
-        lambdas = np.linspace(ends[0].lambda_, ends[1].lambda_, k + 1)
-        middle = [ends[0], *(node_at_lambda(grid.frame, float(v)) for v in lambdas[1:-1]), ends[1]] if k else [ends[0]]
+    if inner == "lambda" and orders:
+        lambdas = np.linspace(ends[0].lambda_, ends[1].lambda_, len(orders) + 1)
+        middle = [ends[0], *(node_at_lambda(grid.frame, float(v)) for v in lambdas[1:-1]), ends[1]]
     else:
         middle = [nodes[head + int(c)] for c in np.cumsum([0, *orders])]
     outer = [*nodes[:head], *middle, *([nodes[-1]] if tail else [])]

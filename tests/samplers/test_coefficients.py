@@ -250,6 +250,19 @@ def test_pure_noise_and_zero_ends_take_their_limits():
     assert one.nfe == 1 and dict(one.final.m) == {0: 1.0} and not one.final.reads_x
 
 
+@pytest.mark.parametrize("sigmas", [[1.0, 0.0], [1.0, 0.4], [0.6, 0.0], [1.0, 0.5, 0.0], [0.6, 0.2]])
+@pytest.mark.parametrize(("name", "options"), [
+    ("ddim", {"prediction": "eps"}), ("dpm_solver_multistep", {"order": 1}), ("dpm_solver_singlestep", {}),
+    ("dpm_solver_singlestep", {"inner": "lambda", "prediction": "noise"}), ("dpm_solver_adaptive", {}), ("unipc", {"order": 1}),
+    ("deis_ab", {"ab_order": 0}), ("deis_rk", {"tableau": "4rk"}), ("ipndm", {"order": 1}),
+], ids=str)
+def test_one_and_two_steps_touch_both_ends(name, options, sigmas):
+    z = torch.randn(2, 4, 4, 4, dtype=torch.float64)
+    plan = make_plan(name, frames.flow(), sigmas, **options)
+    result = run(plan, lambda y, s: torch.full_like(y, 0.25), sigmas[0] * z + (1 - sigmas[0]) * 0.25)
+    torch.testing.assert_close(result, sigmas[-1] * z + (1 - sigmas[-1]) * 0.25, rtol=0, atol=1e-12)
+
+
 def test_bias_is_seen():
     frame = frames.edm()
     grid = grids.karras(frame, 5, end="stop", t_T=14.6, t_0=0.5)

@@ -24,6 +24,8 @@ def test_the_plot_is_a_png_and_its_table_holds_the_rows(name, options, tmp_path)
     assert (tmp_path / "plan.png").read_bytes() == png
     image = Image.open(io.BytesIO(png))
     assert image.format == "PNG" and min(image.size) > 300 and len(set(image.convert("L").tobytes())) > 20
+    array = plotting.plan_image(plan)
+    np.testing.assert_array_equal(np.round(array * 255), np.asarray(image.convert("RGB")))
     values, rows, columns = plotting.coefficient_table(plan)
     expected = [r for s in plan.stages for r in (s.predict, s.carry) if not r.is_identity and not (r is s.carry and r is s.predict)]
     expected += [] if plan.final.is_identity else [plan.final]
