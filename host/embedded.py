@@ -1,0 +1,117 @@
+"""The embedded host object: what nodes reach through ``nodes.host.get_host()``, and where files and progress go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..nodes.host import HostError, get_host
+from .errors import InterruptProcessingException
+from .model import demo_model
+from .sampling import KSampler, sample_custom, start_noise
+
+ProgressListener = Callable[[int, int, torch.Tensor | None], None]  # (value, total, denoised)
+
+
+class EmbeddedHost:
+    """The ``Host`` of ``nodes/host.py`` without ComfyUI.
+
+    Args:
+        output_directory: where SaveImage writes; made when needed.
+        temp_directory: where PreviewImage writes; ``temp`` inside the output directory by default.
+        on_progress: called with (steps done, steps in all, present x_0) while sampling.
+        load_demo: replaces the demo model's loader, for tests.
+
+    Attributes:
+        sampling_seconds: time spent in samplers so far.
+    """
+
+    def __init__(
+        self, output_directory: str | Path = "out", *, temp_directory: str | Path | None = None,
+        on_progress: ProgressListener | None = None, load_demo: Callable[[str], Any] | None = None,
+    ) -> None:
+        self.output_directory = Path(output_directory)
+        self.temp_directory = Path(temp_directory) if temp_directory else self.output_directory / "temp"
+        self.on_progress = on_progress
+        self.sampling_seconds = 0.0
+        self._load_demo = load_demo
+        self._interrupt = threading.Event()
+
+    # for nodes
+    def make_sampler(self, function: Callable[..., Any], options: Mapping[str, Any]) -> KSampler:
+        """See ``Host``."""
+        return KSampler(function, options)
+
+    def sampler_options(self, sampler: Any) -> Mapping[str, Any]:
+        """See ``Host``."""
+        return getattr(sampler, "extra_options", None) or {}
+
+    def demo_checkpoint(self, form: str) -> tuple[Any, Any, Any]:
+        """See ``Host``."""
+        from ..nodes.demo_parts import DemoClip, DemoVAE, load_demo
+
+        return demo_model((self._load_demo or load_demo)(form)), DemoClip(), DemoVAE()
+
+    def check_interrupted(self) -> None:
+        """Raises InterruptProcessingException once after ``interrupt()``."""
+        if self._interrupt.is_set():
+            self._interrupt.clear()
+            raise InterruptProcessingException("the run was cancelled")
+
+    def sample(
+        self, model: Any, seed: int, cfg: float, sampler: Any, sigmas: torch.Tensor, positive: Any, negative: Any,
+        latent: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """See ``Host``."""
+        return self.sample_both(model, seed, cfg, sampler, sigmas, positive, negative, latent)[0]
+
+    # for the stock nodes and whoever drives the host
+    def sample_both(
+        self, model: Any, seed: int, cfg: float, sampler: Any, sigmas: torch.Tensor, positive: Any, negative: Any,
+        latent: Mapping[str, Any], *, add_noise: bool = True,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(LATENT of the result, LATENT of the last x_0 prediction); without ``add_noise`` the start noise is zero."""
+        image = latent["samples"]
+        noise = start_noise(image, seed, latent.get("batch_index")) if add_noise else torch.zeros_like(image)
+        last: dict[str, torch.Tensor] = {}
+
+        def progress(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
+            last["denoised"] = denoised
+            self.progress(step + 1, total, denoised)
+
+        start = time.perf_counter()
+        try:
+            samples = sample_custom(
+                model, noise, cfg, sampler, sigmas, positive, negative, image, noise_mask=latent.get("noise_mask"),
+                callback=progress, seed=seed,
+            )
+        finally:
+            self.sampling_seconds += time.perf_counter() - start
+        return {**latent, "samples": samples}, {**latent, "samples": last.get("denoised", samples)}
+
+    def progress(self, value: int, total: int, denoised: torch.Tensor | None = None) -> None:
+        """Reports progress of the running node, and stops here if the run was cancelled."""
+        self.check_interrupted()
+        if self.on_progress is not None:
+            self.on_progress(value, total, denoised)
+
+    def interrupt(self) -> None:
+        """Asks the running workflow to stop at its next evaluation; may be called from another thread."""
+        self._interrupt.set()
+
+    def clear_interrupt(self) -> None:
+        """Forgets a request to stop that came when nothing was running."""
+        self._interrupt.clear()
+
+
+def active() -> EmbeddedHost:
+    """The embedded host that is running the present node; raises HostError in any other host."""
+    host = get_host()
+    if not isinstance(host, EmbeddedHost):
+        raise HostError("this node belongs to FewStep's embedded host; in ComfyUI use the stock node of the same name")
+    return host

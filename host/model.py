@@ -1,0 +1,84 @@
+"""MODEL: a network with its sampling, behind the few methods of the host's ModelPatcher that nodes use."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from .model_sampling import DiscreteSampling, FlowSampling
+
+
+class HostModel:
+    """The network and its ``model_sampling``; ``apply_model`` gives x_0.
+
+    Attributes:
+        diffusion_model: called with (x [B, C, H, W], timesteps [B], context=[B, T, C']).
+        latent_channels: C.
+    """
+
+    def __init__(self, network: Any, model_sampling: Any, latent_channels: int = 4) -> None:
+        self.diffusion_model = network
+        self.model_sampling = model_sampling
+        self.latent_channels = latent_channels
+
+    def apply_model(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        """x_0 of the state ``x`` [B, ...] at ``sigma`` [B], float32, without guidance."""
+        sampling = self.model_sampling
+        seen = sampling.calculate_input(sigma, x)
+        output = self.diffusion_model(seen, sampling.timestep(sigma).float(), context=context)
+        denoised: torch.Tensor = sampling.calculate_denoised(sigma, output.float(), x)
+        return denoised
+
+    def process_latent_in(self, latent: torch.Tensor) -> torch.Tensor:
+        """From a LATENT to the network's scale: the same."""
+        return latent
+
+    def process_latent_out(self, latent: torch.Tensor) -> torch.Tensor:
+        """Back to the scale of a LATENT."""
+        return latent
+
+
+class ModelPatcher:
+    """A model and the patches on it; clones share the model."""
+
+    def __init__(self, model: Any, model_options: dict[str, Any] | None = None) -> None:
+        self.model = model
+        self.model_options: dict[str, Any] = {"transformer_options": {}} if model_options is None else model_options
+        self.object_patches: dict[str, Any] = {}
+
+    def clone(self) -> ModelPatcher:
+        """A patcher whose patches and options can be changed alone."""
+        other = ModelPatcher(self.model, copy.deepcopy(self.model_options))
+        other.object_patches = dict(self.object_patches)
+        return other
+
+    def add_object_patch(self, name: str, value: Any) -> None:
+        """Replaces an attribute of the model, such as ``model_sampling``, for this patcher alone."""
+        self.object_patches[name] = value
+
+    def get_model_object(self, name: str) -> Any:
+        """The patched attribute, or the model's own; dotted names go deeper."""
+        if name in self.object_patches:
+            return self.object_patches[name]
+        value = self.model
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
+
+    def patched_model(self) -> Any:
+        """The model as samplers see it, with the patches in place."""
+        if not self.object_patches:
+            return self.model
+        model = copy.copy(self.model)
+        for name, value in self.object_patches.items():
+            setattr(model, name, value)
+        return model
+
+
+def demo_model(demo: Any) -> ModelPatcher:
+    """MODEL from a loaded demo (``net``, ``prediction``, ``alphas_cumprod``)."""
+    if demo.prediction == "flow":
+        return ModelPatcher(HostModel(demo.net, FlowSampling()))
+    return ModelPatcher(HostModel(demo.net, DiscreteSampling(demo.alphas_cumprod, demo.prediction)))

@@ -1,0 +1,131 @@
+"""From a solver's options to the host's widgets. Defaults and choices come from the solver itself; words stand here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ..samplers.registry import Option
+
+# lower_order_final of solvers whose published rule depends on the number of steps
+LOWER_ORDER = {"published": True, "always": "always", "never": False}
+
+
+class Word(NamedTuple):
+    """What an option's widget says, and the range of a number."""
+
+    tooltip: str
+    low: float = 0.0
+    high: float = 1.0
+    advanced: bool = False
+
+
+WORDS: dict[str, Word] = {
+    "ab_order": Word("Degree of the polynomial through past outputs; the order of convergence is one more. 0 is DDIM; 2 or 3 "
+                     "is usual. Needs ab_order + 1 steps.", 0, 3),
+    "allocation": Word("fast spends every evaluation, with lower orders at the end; fixed uses one order throughout and needs "
+                       "a number of steps that it divides.", advanced=True),
+    "atol": Word("Absolute tolerance of the step-size control, per latent value. Smaller means more evaluations.", 1e-5, 10.0),
+    "basis": Word("Variable in which past outputs are extrapolated: t is the model's own time (published tAB, the best for "
+                  "most models), log_rho also suits models without one, rho is for comparison."),
+    "corrector": Word("Re-uses the next step's evaluation to correct the step before it; costs nothing. Off leaves the "
+                      "predictor UniP."),
+    "disable_corrector": Word("Steps without the corrector, counted from 0, for example '0' or '0, 2'. Leaving out step 0 often "
+                              "helps at large guidance. Empty: none.", advanced=True),
+    "disable": Word("Steps without the corrector, counted from 0, for example '0' or '0, 2'. Leaving out step 0 often helps at "
+                    "large guidance. Empty: none."),
+    "eta": Word("Share of fresh noise: 0 is deterministic, 1 the full stochastic process.", 0.0, 1.0),
+    "h_init": Word("First step tried, in log signal-to-noise ratio.", 1e-3, 10.0, advanced=True),
+    "inner": Word("Where evaluations inside a step lie: grid takes the given sigmas, as published; lambda spreads them evenly "
+                  "in log signal-to-noise ratio between the first and the last one.", advanced=True),
+    "lower_order_final": Word("Lowers the order in the last steps, which keeps few-step samples stable: published below 10 "
+                              "steps only, always, or never."),
+    "order": Word("Order of the method: how many evaluations each step builds on. 2 is safe with guidance, 3 suits unguided "
+                  "or lightly guided models. Needs at least that many steps.", 1, 6),
+    "prediction": Word("What the solver builds on: data (x_0) is the stable choice with guidance, noise (eps) suits unguided "
+                       "models."),
+    "quadrature": Word("exact, or the sums of the authors' code for comparison.", advanced=True),
+    "r": Word("Where in the step its inner evaluation lies; 0.5 is the middle.", 0.001, 1.0, advanced=True),
+    "rtol": Word("Relative tolerance of the step-size control. Smaller means more evaluations.", 0.0, 10.0),
+    "s_noise": Word("Factor on the added noise. Other values than 1 change what the samples look like on average.", 0.0, 2.0,
+                    advanced=True),
+    "solver_type": Word("Form of the higher-order terms. dpmsolver (midpoint) and taylor (Heun) as published; exact integrates "
+                        "the interpolating polynomial and allows orders up to 6."),
+    "tableau": Word("Runge-Kutta method; its first digit is the order and nearly always the evaluations per step."),
+    "theta": Word("Safety factor of the step size.", 0.01, 1.0, advanced=True),
+    "thresholding": Word("Dynamic thresholding of x_0. For pixel-space models only: latents have no fixed range.", advanced=True),
+    "variant": Word("bh2 as published for few steps, bh1 for unguided models, vary_coeff with exact weights; "
+                    "vary_coeff_official reproduces the authors' code."),
+}
+
+
+def widget(name: str, option: Option, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    """The host's description of one option's widget; ``changes`` are fields of its ``Word``."""
+    word = WORDS[name]._replace(**changes)
+    settings: dict[str, Any] = {"tooltip": word.tooltip}
+    if word.advanced:
+        settings["advanced"] = True
+    if option.choices == tuple(LOWER_ORDER.values()) or set(option.choices or ()) == set(LOWER_ORDER.values()):
+        return list(LOWER_ORDER), {"default": _key(LOWER_ORDER, option.default), **settings}
+    if option.choices is not None and set(option.choices) == {True, False}:
+        return "BOOLEAN", {"default": option.default, **settings}
+    if option.choices is not None:
+        return list(option.choices), {"default": option.default, **settings}
+    if isinstance(option.default, tuple):
+        return "STRING", {"default": ", ".join(map(str, option.default)), **settings}
+    if isinstance(option.default, int):
+        return "INT", {"default": option.default, "min": int(word.low), "max": int(word.high), **settings}
+    return "FLOAT", float_widget(option.default, word.low, word.high, **settings)
+
+
+def float_widget(default: float, low: float, high: float, **settings: Any) -> dict[str, Any]:
+    """Settings of a FLOAT widget that keeps every digit the user types."""
+    return {"default": float(default), "min": float(low), "max": float(high), "step": 0.001, "round": False, **settings}
+
+
+def option_values(widgets: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+    """The solver's options from the widgets' values; widgets that this solver has no option for are left out."""
+    values: dict[str, Any] = {}
+    for name, value in widgets.items():
+        if name not in options:
+            continue
+        if isinstance(options[name].default, tuple):
+            values[name] = step_list(name, value)
+        elif name == "lower_order_final" and isinstance(value, str):
+            values[name] = LOWER_ORDER[value]
+        else:
+            values[name] = value
+    return values
+
+
+def step_list(name: str, text: str) -> tuple[int, ...]:
+    """Step numbers from '0, 2'; raises OptionError on anything else."""
+    from ..samplers.errors import OptionError
+
+    parts = text.replace(",", " ").split()
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise OptionError(f"{name} is {text!r}, expected step numbers from 0 on, separated by commas, such as '0, 2'")
+    return tuple(int(part) for part in parts)
+
+
+def step_list_problem(name: str, text: str | None) -> bool | str:
+    """For VALIDATE_INPUTS: True, or what is wrong. None is a linked input, not known yet."""
+    from ..samplers.errors import OptionError
+
+    try:
+        step_list(name, text or "")
+    except OptionError as error:
+        return str(error)
+    return True
+
+
+def _key(table: Mapping[str, Any], wanted: Any) -> str:
+    return next(key for key, value in table.items() if value is wanted or (value == wanted and isinstance(wanted, str)))
+
+
+def inputs(
+    options: Mapping[str, Option], names: Iterable[str], changes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Widgets of several options, in order."""
+    return {name: widget(name, options[name], **changes.get(name, {})) for name in names}
