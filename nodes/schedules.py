@@ -15,6 +15,7 @@ class ScheduleNode:
     EXTRA: ClassVar[tuple[str, ...]] = ()
     DISPLAY_NAME: ClassVar[str]
     SOURCE: ClassVar[str] = ""
+    DESCRIPTION: ClassVar[str]
 
     CATEGORY = FewStepSchedule.CATEGORY
     RETURN_TYPES = ("SIGMAS",)

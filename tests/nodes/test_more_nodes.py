@@ -64,7 +64,7 @@ def test_stock_lists_are_appended_to_once(comfy):
     added = stock_lists.install()
     assert samplers.SAMPLER_NAMES is before and before[:2] == ["euler", "ddim"] and set(stock_lists.SAMPLERS) <= set(before)
     assert all(hasattr(functions, f"sample_{name}") for name in stock_lists.SAMPLERS)
-    assert samplers.SCHEDULER_NAMES == ["normal", *stock_lists.SCHEDULES] and samplers.SCHEDULER_HANDLERS["normal"] is None
+    assert ["normal", *stock_lists.SCHEDULES] == samplers.SCHEDULER_NAMES and samplers.SCHEDULER_HANDLERS["normal"] is None
     assert added and stock_lists.install() == [] and samplers.SAMPLER_NAMES.count("fewstep_unipc") == 1
 
 
