@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from . import stock_masks
 from .embedded import active
 from .errors import HostInputError
 from .files import save_images
@@ -204,5 +205,5 @@ class PreviewImage(SaveImage):
 
 
 NODES: tuple[type[Any], ...] = (
-    CLIPTextEncode, EmptyLatentImage, VAEDecode, VAEEncode, SamplerCustom, SaveImage, PreviewImage,
+    CLIPTextEncode, EmptyLatentImage, VAEDecode, VAEEncode, SamplerCustom, SaveImage, PreviewImage, *stock_masks.NODES,
 )

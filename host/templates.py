@@ -1,0 +1,192 @@
+"""Makes the workflow templates: ``python -m fewstep.host.templates`` writes ``example_workflows/`` anew.
+
+Each template is composed here in API form, laid out as the frontend saves it, run, and given a thumbnail of its pictures.
+The API forms are kept beside the tests, which hold both forms to each other and to a real ComfyUI.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..samplers.plan_io import write_atomically
+from .ui_layout import to_ui
+
+ROOT = Path(__file__).resolve().parents[1]
+Prompt = dict[str, dict[str, Any]]
+SOLVERS = {  # template -> (node, widgets, steps, digit, seed)
+    "first_picture": ("FewStepUniPC", {}, 8, "6", 2),
+    "solver_ddim": ("FewStepDDIM", {}, 12, "0", 1),
+    "solver_dpm_multistep": ("FewStepDPMSolverMultistep", {}, 8, "3", 1),
+    "solver_dpm_singlestep": ("FewStepDPMSolverSinglestep", {"order": 2}, 8, "2", 3),
+    "solver_dpm_adaptive": ("FewStepDPMSolverAdaptive", {}, 8, "4", 1),
+    "solver_dpm_sde": ("FewStepDPMSolverSDE", {}, 12, "5", 1),
+    "solver_deis": ("FewStepDEIS", {}, 8, "8", 1),
+    "solver_deis_runge_kutta": ("FewStepDEISRungeKutta", {"tableau": "2heun"}, 6, "9", 1),
+    "solver_ipndm": ("FewStepIPNDM", {}, 8, "1", 1),
+}
+
+
+def node(kind: str, title: str | None = None, **inputs: Any) -> dict[str, Any]:
+    """One node in API form: the given inputs, and every other widget at its default."""
+    from .executor import all_classes
+    from .validate import WIDGETS, input_specs
+
+    specs = input_specs(all_classes()[kind])
+    known = {
+        name: spec.options.get("default", spec.type[0] if isinstance(spec.type, list) else None)
+        for name, spec in specs.items() if isinstance(spec.type, list) or spec.type in WIDGETS
+    }
+    ordered = {name: inputs.get(name, known.get(name)) for name in specs if name in inputs or name in known}
+    return {"class_type": kind, "inputs": ordered, **({"_meta": {"title": title}} if title else {})}
+
+
+def common(form: str, digit: str, batch: int) -> Prompt:
+    """Nodes 1 to 4: model, prompts, empty latent."""
+    return {
+        "1": node("FewStepDemoCheckpoint", form=form),
+        "2": node("CLIPTextEncode", "Prompt: a digit", text=digit, clip=["1", 1]),
+        "3": node("CLIPTextEncode", "Negative prompt (empty)", text="", clip=["1", 1]),
+        "4": node("EmptyLatentImage", width=64, height=64, batch_size=batch),
+    }
+
+
+def sample(sampler: str, sigmas: str, latent: str, seed: int, cfg: float = 2.0, positive: str = "2") -> dict[str, Any]:
+    """SamplerCustom between the nodes of those ids."""
+    return node(
+        "SamplerCustom", model=["1", 0], add_noise=True, noise_seed=seed, cfg=cfg, positive=[positive, 0], negative=["3", 0],
+        sampler=[sampler, 0], sigmas=[sigmas, 0], latent_image=[latent, 0],
+    )
+
+
+def text_to_digit(
+    kind: str, widgets: Mapping[str, Any], steps: int, digit: str, seed: int, prefix: str, form: str = "eps"
+) -> Prompt:
+    """The basic graph around one solver node."""
+    return {
+        **common(form, digit, 4),
+        "5": node(kind, **widgets),
+        "6": node("FewStepSchedule", model=["1", 0], steps=steps),
+        "7": sample("5", "6", "4", seed),
+        "8": node("VAEDecode", samples=["7", 0], vae=["1", 2]),
+        "9": node("SaveImage", images=["8", 0], filename_prefix=prefix),
+    }
+
+
+def corrected() -> Prompt:
+    """UniC behind DPM-Solver++."""
+    prompt = text_to_digit("FewStepDPMSolverMultistep", {}, 7, "2", 3, "corrector_unic")
+    prompt["10"] = node("FewStepUniC", sampler=["5", 0])
+    prompt["7"]["inputs"]["sampler"] = ["10", 0]
+    return prompt
+
+
+def image_to_image() -> Prompt:
+    """A sampled digit becomes another one by the last part of a schedule."""
+    prompt = text_to_digit("FewStepUniPC", {}, 8, "3", 1, "image_to_image")
+    prompt |= {
+        "10": node("CLIPTextEncode", "Prompt: what it becomes", text="8", clip=["1", 1]),
+        "11": node("VAEEncode", pixels=["8", 0], vae=["1", 2]),
+        "12": node("FewStepSchedule", "Schedule: the last 85 %", model=["1", 0], steps=6, denoise=0.85),
+        "13": sample("5", "12", "11", 2, positive="10"),
+        "14": node("VAEDecode", samples=["13", 0], vae=["1", 2]),
+        "15": node("ImageBatch", "Before, after", image1=["8", 0], image2=["14", 0]),
+    }
+    prompt["9"]["inputs"]["images"] = ["15", 0]
+    return prompt
+
+
+def inpainting() -> Prompt:
+    """The lower half of a sampled digit is painted anew."""
+    prompt = text_to_digit("FewStepUniPC", {}, 8, "9", 1, "inpainting", form="flow")
+    prompt |= {
+        "10": node("CLIPTextEncode", "Prompt: what it becomes", text="4", clip=["1", 1]),
+        "11": node("SolidMask", "Kept", value=0.0, width=64, height=64),
+        "12": node("SolidMask", "Painted", value=1.0, width=64, height=32),
+        "13": node("MaskComposite", destination=["11", 0], source=["12", 0], x=0, y=32, operation="add"),
+        "14": node("SetLatentNoiseMask", samples=["7", 0], mask=["13", 0]),
+        "15": sample("5", "6", "14", 5, positive="10"),
+        "16": node("VAEDecode", samples=["15", 0], vae=["1", 2]),
+        "17": node("ImageBatch", "Before, after", image1=["8", 0], image2=["16", 0]),
+    }
+    prompt["9"]["inputs"]["images"] = ["17", 0]
+    return prompt
+
+
+def comparison() -> Prompt:
+    """Four solvers, 6 steps, one seed."""
+    prompt = common("eps", "5", 2) | {"5": node("FewStepSchedule", model=["1", 0], steps=6)}
+    kinds = ("FewStepDDIM", "FewStepDPMSolverMultistep", "FewStepDEIS", "FewStepUniPC")
+    last = ""
+    for i, kind in enumerate(kinds):
+        a = 10 * (i + 1)
+        prompt[str(a)] = node(kind)
+        prompt[str(a + 1)] = sample(str(a), "5", "4", 4)
+        prompt[str(a + 2)] = node("VAEDecode", samples=[str(a + 1), 0], vae=["1", 2])
+        if last:
+            prompt[str(a + 3)] = node("ImageBatch", image1=[last, 0], image2=[str(a + 2), 0])
+        last = str(a + 3) if last else str(a + 2)
+    prompt["50"] = node("SaveImage", "DDIM, DPM-Solver++, DEIS, UniPC", images=[last, 0], filename_prefix="four_solvers")
+    return prompt
+
+
+def one_node() -> Prompt:
+    """FewStep KSampler: everything in one node, on the flow model."""
+    prompt = common("flow", "7", 4)
+    prompt["5"] = node(
+        "FewStepKSampler", model=["1", 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0], seed=3, steps=4, cfg=2.0,
+    )
+    prompt["6"] = node("VAEDecode", samples=["5", 0], vae=["1", 2])
+    prompt["7"] = node("SaveImage", images=["6", 0], filename_prefix="flow_in_four_steps")
+    return prompt
+
+
+def templates() -> dict[str, Prompt]:
+    """Every template by name, in API form."""
+    made = {name: text_to_digit(*settings, name) for name, settings in SOLVERS.items()}
+    return {
+        **made, "flow_in_four_steps": one_node(), "corrector_unic": corrected(), "image_to_image": image_to_image(),
+        "inpainting": inpainting(), "four_solvers": comparison(),
+    }
+
+
+def main() -> None:
+    """Writes drawings, thumbnails and API forms."""
+    from .executor import all_classes
+
+    target, twins = ROOT / "example_workflows", ROOT / "tests" / "data" / "workflows"
+    twins.mkdir(parents=True, exist_ok=True)
+    for name, prompt in templates().items():
+        write_atomically(twins / f"{name}.json", (json.dumps(prompt, indent=1) + "\n").encode())
+        write_atomically(target / f"{name}.json", (json.dumps(to_ui(prompt, all_classes()), indent=1) + "\n").encode())
+        write_atomically(target / f"{name}.jpg", thumbnail(prompt))
+        print(name)
+
+
+def thumbnail(prompt: Prompt) -> bytes:
+    """The pictures of a workflow as one JPEG, at most four to a row."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    from .embedded import EmbeddedHost
+    from .executor import Executor
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = Executor(EmbeddedHost(folder)).execute(prompt, {})
+        files = [Path(folder) / i["subfolder"] / i["filename"] for ui in result.ui.values() for i in ui.get("images", [])]
+        pictures = [Image.open(file).convert("RGB").resize((160, 160), Image.Resampling.BICUBIC) for file in files]
+    columns = min(4, len(pictures))
+    sheet = Image.new("RGB", (columns * 164 - 4, -(-len(pictures) // columns) * 164 - 4), "gray")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * 164, i // columns * 164))
+    buffer = BytesIO()
+    sheet.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()
