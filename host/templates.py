@@ -17,7 +17,7 @@ from .ui_layout import to_ui
 
 ROOT = Path(__file__).resolve().parents[1]
 Prompt = dict[str, dict[str, Any]]
-SOLVERS = {  # template -> (node, widgets, steps, digit, seed)
+SOLVERS: dict[str, tuple[str, dict[str, Any], int, str, int]] = {  # template -> (node, widgets, steps, digit, seed)
     "first_picture": ("FewStepUniPC", {}, 8, "6", 2),
     "solver_ddim": ("FewStepDDIM", {}, 12, "0", 1),
     "solver_dpm_multistep": ("FewStepDPMSolverMultistep", {}, 8, "3", 1),

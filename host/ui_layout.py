@@ -20,7 +20,8 @@ def to_ui(prompt: dict[str, dict[str, Any]], classes: Classes) -> dict[str, Any]
         return depth[i]
 
     bottoms: dict[int, int] = {}
-    nodes, links = [], []
+    nodes: list[tuple[str, dict[str, Any]]] = []
+    links: list[list[Any]] = []
     outgoing: dict[tuple[str, int], list[int]] = {}
     for i, entry in prompt.items():
         for slot, (name, value) in enumerate(_sockets(entry, classes)):
