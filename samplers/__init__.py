@@ -13,14 +13,15 @@ A pure function makes a *plan* of coefficients from a noise frame and a step gri
 (torch.Size([2, 4, 8, 8]), 6)
 """
 
-from . import errors, frames, grids
+from . import errors, frames, grids, predictions
 from .engine import Progress, run
 from .noise import BrownianNoise, GaussianNoise, GivenNoise
 from .plan import Plan, Row, Stage
+from .plan_io import load_plan, save_plan
 from .recipe import Recipe, make_plan
 from .registry import solver_names, solver_options
 
 __all__ = [
     "BrownianNoise", "GaussianNoise", "GivenNoise", "Plan", "Progress", "Recipe", "Row", "Stage", "errors", "frames",
-    "grids", "make_plan", "run", "solver_names", "solver_options",
+    "grids", "load_plan", "make_plan", "predictions", "run", "save_plan", "solver_names", "solver_options",
 ]

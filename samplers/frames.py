@@ -177,6 +177,3 @@ def discrete_vp(
     if betas is not None:
         alphas_cumprod = np.cumprod(1.0 - np.asarray(betas, np.float64))
     return Frame("vp", DiscreteTime.from_alphas_cumprod(alphas_cumprod, interpolation, min_lambda))
-
-
-FRAMES = {"edm": edm, "flow": flow, "linear_vp": linear_vp, "cosine_vp": cosine_vp, "discrete_vp": discrete_vp}
