@@ -1,7 +1,5 @@
 """Draw digits with the pack's own samplers: what the measurements, the sample sheet and the tests share."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -22,7 +20,7 @@ def sample(
     """
     frame = frames.flow() if model.alphas_cumprod is None else frames.discrete_vp(model.alphas_cumprod).unit_alpha()
     grid = grids.uniform_t(frame, steps, end="zero")
-    plan: Any = make_plan(solver, frame, grid)
+    plan = make_plan(solver, frame, grid)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(classes), LATENT_CHANNELS, *size, generator=generator) * float(grid.sigma[0])
     parts = []

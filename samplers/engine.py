@@ -48,7 +48,8 @@ class Progress:
 class StageSource(Protocol):
     """A plan made while it runs: yields stages and may look at the engine in between (step-size control)."""
 
-    hooks: tuple[Hook, ...]
+    @property
+    def hooks(self) -> tuple[Hook, ...]: ...
 
     def generate(self, engine: Engine) -> Iterator[Stage]: ...
 
