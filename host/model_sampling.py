@@ -25,14 +25,10 @@ def per_sample(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return sigma.reshape(sigma.shape[:1] + (1,) * (like.ndim - 1))
 
 
-class DiscreteSampling:
-    """Noise or v prediction with a table of training steps: the alpha = 1 frame."""
+class SigmaTable:
+    """A model's noise levels, rising; what schedulers ask for their ends."""
 
-    def __init__(self, alphas_cumprod: Any, prediction: str) -> None:
-        ac = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
-        self.prediction = prediction
-        self.sigmas = ((1.0 - ac) / ac).sqrt().float()
-        self.log_sigmas = self.sigmas.log()
+    sigmas: torch.Tensor
 
     @property
     def sigma_min(self) -> torch.Tensor:
@@ -43,6 +39,16 @@ class DiscreteSampling:
     def sigma_max(self) -> torch.Tensor:
         """The table's largest sigma."""
         return self.sigmas[-1]
+
+
+class DiscreteSampling(SigmaTable):
+    """Noise or v prediction with a table of training steps: the alpha = 1 frame."""
+
+    def __init__(self, alphas_cumprod: Any, prediction: str) -> None:
+        ac = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+        self.prediction = prediction
+        self.sigmas = ((1.0 - ac) / ac).sqrt().float()
+        self.log_sigmas = self.sigmas.log()
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         """Number of the training step nearest in log sigma; same shape as ``sigma``."""
@@ -86,22 +92,12 @@ class DiscreteSampling:
         return latent
 
 
-class FlowSampling:
+class FlowSampling(SigmaTable):
     """Rectified flow with a time shift: sigma = shift*u / (1 + (shift-1)*u), u from 0 to 1, in ``steps`` steps."""
 
     def __init__(self, shift: float = 1.0, steps: int = 1000) -> None:
         self.shift, self.steps = shift, steps
         self.sigmas = self.sigma(torch.arange(1, steps + 1, dtype=torch.float32))
-
-    @property
-    def sigma_min(self) -> torch.Tensor:
-        """The table's smallest sigma."""
-        return self.sigmas[0]
-
-    @property
-    def sigma_max(self) -> torch.Tensor:
-        """1."""
-        return self.sigmas[-1]
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         """What the network is told: 1000 sigma."""
