@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..samplers.frames import Frame
+
+POINTS = 1001  # at which a continuous model's time is read off
 
 
 def frame_of(model_sampling: Any) -> Frame:
@@ -14,13 +17,13 @@ def frame_of(model_sampling: Any) -> Frame:
     - start noise mixed as ``s*noise + (1-s)*latent``: rectified flow, sigma = t;
     - as ``latent + s*noise``, with a table whose entries the model knows by number: the model's own discrete schedule
       in the alpha = 1 frame, with the model's own time;
-    - else any model with alpha = 1 (EDM), with time = sigma between the model's sigma_min and sigma_max.
+    - else any model with alpha = 1 (EDM), between its sigma_min and sigma_max, with the time that it tells its network, or
+      time = sigma where that does not rise with the noise.
 
     Raises ScheduleError for a model that mixes its noise in another way.
     """
     from ..samplers import frames
     from ..samplers.errors import ScheduleError
-    from ..samplers.times import SigmaTime
 
     share = _signal_share(model_sampling)
     if all(abs(kept - (1.0 - s)) < 1e-4 for s, kept in share.items()):
@@ -33,8 +36,7 @@ def frame_of(model_sampling: Any) -> Frame:
     table = _own_table(model_sampling)
     if table is not None:
         return frames.discrete_vp(1.0 / (1.0 + table**2)).unit_alpha()
-    low, high = sigma_range(model_sampling)
-    return frames.Frame("unit", SigmaTime(t_T=high, t_0=low))
+    return frames.Frame("unit", _own_time(model_sampling))
 
 
 def sigma_range(model_sampling: Any) -> tuple[float, float]:
@@ -56,6 +58,24 @@ def _signal_share(model_sampling: Any) -> dict[float, float]:
     return {
         s: round(float(model_sampling.noise_scaling(torch.tensor([s]), zero.clone(), one.clone())), 6) for s in (0.25, 0.75)
     }
+
+
+def _own_time(model_sampling: Any) -> Any:
+    """The time map of a continuous model, read off at many noise levels."""
+    import torch
+
+    from ..samplers.errors import ScheduleError
+    from ..samplers.time_tables import TabulatedTime
+    from ..samplers.times import SigmaTime
+
+    low, high = sigma_range(model_sampling)
+    levels = torch.logspace(math.log10(low), math.log10(high), POINTS, dtype=torch.float64)
+    levels[0], levels[-1] = low, high
+    try:
+        labels = model_sampling.timestep(levels).double()
+        return TabulatedTime.from_points(labels.tolist(), (-levels.log()).tolist())
+    except (ScheduleError, RuntimeError, TypeError, AttributeError):
+        return SigmaTime(t_T=high, t_0=low)
 
 
 def _own_table(model_sampling: Any) -> Any:

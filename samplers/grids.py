@@ -164,6 +164,8 @@ def power_t(
     start, stop, nodes = _times(frame, steps, end, t_T, t_0)
     t = _span(start ** (1 / power), stop ** (1 / power), nodes) ** power
     t[0] = start  # rounding of the power must not leave the schedule's range
+    if nodes > 1:
+        t[-1] = stop
     return from_times(frame, t, end=end)
 
 

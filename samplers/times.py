@@ -59,7 +59,8 @@ def log_alpha_of_lambda(lambda_: Array) -> Array:
     return -0.5 * np.logaddexp(0.0, -2.0 * lambda_)
 
 
-def _domain(name: str, t: Array, low: float, high: float) -> None:
+def check_domain(name: str, t: Array, low: float, high: float) -> None:
+    """Raises ScheduleError unless every time lies in low..high."""
     if not np.all((t >= low) & (t <= high)):
         raise ScheduleError(f"time {np.asarray(t).tolist()!r} is outside {low:g}..{high:g}, the range of a {name}")
 
@@ -75,7 +76,7 @@ class SigmaTime(_SameLabel):
     is_model_time = False
 
     def lambda_(self, t: Array) -> Array:
-        _domain("sigma time", t, 0.0, np.inf)
+        check_domain("sigma time", t, 0.0, np.inf)
         with np.errstate(divide="ignore"):
             return -np.log(t)
 
@@ -96,7 +97,7 @@ class FlowTime(_SameLabel):
     t_max: float = 1.0
 
     def lambda_(self, t: Array) -> Array:
-        _domain("flow time", t, 0.0, 1.0)
+        check_domain("flow time", t, 0.0, 1.0)
         with np.errstate(divide="ignore"):
             return np.log1p(-t) - np.log(t)
 
@@ -123,7 +124,7 @@ class LinearVPTime(_SameLabel):
             raise OptionError(f"beta_0 {self.beta_0} and beta_1 {self.beta_1}: expected 0 < beta_0 <= beta_1")
 
     def lambda_(self, t: Array) -> Array:
-        _domain("linear VP schedule", t, 0.0, 1.0)
+        check_domain("linear VP schedule", t, 0.0, 1.0)
         return lambda_of_log_alpha(-0.25 * t**2 * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0)
 
     def t(self, lambda_: Array) -> Array:
@@ -154,7 +155,7 @@ class CosineTime(_SameLabel):
         return (t + self.s) / (1.0 + self.s) * (np.pi / 2)
 
     def lambda_(self, t: Array) -> Array:
-        _domain("cosine schedule", t, 0.0, 1.0)
+        check_domain("cosine schedule", t, 0.0, 1.0)
         angle, start = self._angle(t), self._angle(0.0)
         if not self.normalized:
             return np.log(np.cos(angle)) - np.log(np.sin(angle))
@@ -239,7 +240,7 @@ class DiscreteTime:
         return np.arange(1, len(self.values) + 1) / self.steps
 
     def lambda_(self, t: Array) -> Array:
-        value = _piecewise(t, self.knots, self.values)
+        value = piecewise(t, self.knots, self.values)
         lambda_ = lambda_of_log_alpha(value if self.interpolation == "log_alpha" else 0.5 * np.log(value))
         if np.any(np.isnan(lambda_)):
             raise ScheduleError(
@@ -251,7 +252,7 @@ class DiscreteTime:
     def t(self, lambda_: Array) -> Array:
         log_alpha = log_alpha_of_lambda(lambda_)
         value = log_alpha if self.interpolation == "log_alpha" else np.exp(2 * log_alpha)
-        return _piecewise(value, self.values[::-1], self.knots[::-1])
+        return piecewise(value, self.values[::-1], self.knots[::-1])
 
     def dlambda(self, t: Array) -> Array:
         """The derivative; at a training step that of the piece on the noisier side."""
@@ -270,7 +271,7 @@ class DiscreteTime:
         return (label + 1.0) / self.steps
 
 
-def _piecewise(x: Array, xs: np.ndarray, ys: np.ndarray) -> Array:
+def piecewise(x: Array, xs: np.ndarray, ys: np.ndarray) -> Array:
     """Piecewise-linear interpolation through (xs, ys), xs rising, continued linearly outside."""
     i = np.clip(np.searchsorted(xs, x, side="right") - 1, 0, len(xs) - 2)
     x0, x1, y0, y1 = xs[i], xs[i + 1], ys[i], ys[i + 1]

@@ -314,7 +314,7 @@ def families():
             "scaling": frame.scaling, "time": type(frame.time).__name__, "model_time": bool(frame.time.is_model_time),
             "sigmas": sigmas.tolist(), "sigma_max": float(sampling.sigma_max), "shape": list(latent.shape), "solvers": {},
         }
-        if frame.scaling == "unit" and frame.time.is_model_time:
+        if found["time"] == "DiscreteTime":
             table = sampling.sigmas
             found["time_error"] = max(
                 abs(float(frame.sigma((i + 1) / len(table))) / float(table[i]) - 1) for i in range(0, len(table), 7))

@@ -88,7 +88,7 @@ def test_a_family_samples(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_familys_frame(name):
     found = numbers("families")[name]
-    expected = ("flow", "FlowTime") if name in FLOW else ("unit", "DiscreteTime" if name in UNIT_DISCRETE else "SigmaTime")
+    expected = ("flow", "FlowTime") if name in FLOW else ("unit", "DiscreteTime" if name in UNIT_DISCRETE else "TabulatedTime")
     assert (found["scaling"], found["time"]) == expected
     if name in UNIT_DISCRETE:
         assert found["time_error"] <= 1e-6, "t = (i+1)/N is entry i of the model's own table"
@@ -97,7 +97,7 @@ def test_a_familys_frame(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_schedule_of_a_family(name):
     found = numbers("families")[name]
-    assert len(found["schedules"]) == (7 if name in CONTINUOUS else 8)
+    assert len(found["schedules"]) == 8
     for kind, sigmas in found["schedules"].items():
         assert len(sigmas) == 7 and sigmas[-1] == 0, kind
         assert all(math.isfinite(a) and a > b for a, b in itertools.pairwise(sigmas)), (kind, sigmas)
@@ -108,13 +108,7 @@ def test_every_schedule_of_a_family(name):
             assert math.isclose(sigmas[0], start, rel_tol=1e-5), (kind, sigmas)
 
 
-NO_TIME = pytest.mark.xfail(
-    strict=True, reason="uniform_t is uniform in sigma on models without a table of numbered steps, not in the time that "
-                        "their network sees: 7 of 8 steps of an audio model lie above sigma 70 of 500"
-)
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=NO_TIME if n in CONTINUOUS else ()) for n in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_uniform_time_is_uniform_in_the_time_the_network_sees(name):
     times = numbers("families")[name]["network_times"]
     widths = [a - b for a, b in itertools.pairwise(times)]

@@ -12,6 +12,7 @@ from fewstep.nodes.frames import frame_of, own_shift
 from fewstep.nodes.schedule import FewStepSchedule, schedule
 from fewstep.samplers import grids
 from fewstep.samplers.errors import OptionError, ScheduleError
+from fewstep.samplers.times import SigmaTime
 
 
 def patcher(sampling):
@@ -49,15 +50,19 @@ def test_discrete_models_keep_their_own_times(models, gaussian):
 def test_flow_edm_and_mixed_models(models):
     assert frame_of(models["flow3"].get_model_object("model_sampling")).scaling == "flow"
     edm = frame_of(models["edm"].get_model_object("model_sampling"))
-    assert edm.scaling == "unit" and not edm.time.is_model_time
-    assert edm.time.t_T == pytest.approx(120, rel=1e-5)
+    assert edm.scaling == "unit" and edm.time.is_model_time
+    assert edm.sigma(edm.time.t_T) == pytest.approx(120, rel=1e-5)
+    # EDM tells its network log(sigma)/4, so steps even in its time are even in log sigma
+    even = np.geomspace(120, 0.002, 6)
+    np.testing.assert_allclose(schedule(models["edm"], "uniform_t", 6)[:-1], even, rtol=1e-4)
+    assert edm.time.model_time(edm.t_of_sigma(1.0)) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_a_table_that_is_not_of_training_steps_is_not_taken_for_one():
     """Evenly numbered but not by whole steps, as continuous models fill the table in for others' use."""
     sampling = Edm()
     sampling.timestep = lambda sigma: torch.argmin((Edm.sigmas - sigma).abs()) / 1024
-    assert not frame_of(sampling).time.is_model_time
+    assert isinstance(frame_of(sampling).time, SigmaTime), "its time does not rise from level to level either"
     sampling.timestep = lambda sigma: torch.argmin((Edm.sigmas - sigma).abs()) * 20 + 19  # a distilled model's
     assert frame_of(sampling).time.is_model_time
 
@@ -110,10 +115,6 @@ def test_flow_schedules_reach_zero_evenly(models):
 
 @pytest.mark.parametrize(("name", "kind"), list(itertools.product(("eps", "v", "flow", "flow3", "edm"), grids.GRIDS)))
 def test_every_schedule_on_every_model(models, name, kind):
-    if (name, kind) == ("edm", "shifted"):
-        with pytest.raises(ScheduleError, match="flow or VP"):
-            schedule(models[name], kind, 5)
-        return
     for steps, denoise in ((1, 1.0), (2, 1.0), (9, 1.0), (5, 0.4), (3, 0.4), (1, 0.3)):
         sigmas = schedule(models[name], kind, steps, denoise)
         assert sigmas.shape == (steps + 1,) and sigmas.dtype == torch.float32 and sigmas.device.type == "cpu"

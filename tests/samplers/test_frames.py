@@ -8,12 +8,15 @@ import torch
 from fewstep.samplers import frames
 from fewstep.samplers.errors import OptionError, ScheduleError
 from fewstep.samplers.predictions import KINDS, change_frame, denoiser_of, from_x_0, to_x_0
+from fewstep.samplers.time_tables import TabulatedTime
 
 AC = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 ALL = {
     "linear": frames.linear_vp(), "cosine": frames.cosine_vp(), "cosine_raw": frames.cosine_vp(normalized=False),
     "flow": frames.flow(), "edm": frames.edm(), "sd": frames.discrete_vp(AC), "sd_unit": frames.discrete_vp(AC).unit_alpha(),
     "sd_alpha2": frames.discrete_vp(AC, interpolation="alpha_squared"),
+    "table": frames.Frame("unit", TabulatedTime.from_points(
+        np.arctan(np.geomspace(0.03, 500.0, 1001)), -np.log(np.geomspace(0.03, 500.0, 1001)))),
 }
 
 
@@ -72,13 +75,24 @@ def test_values_against_the_papers_formulas():
     assert ALL["sd_unit"].sigma(1.0) == pytest.approx(14.614642, rel=1e-6)  # Stable Diffusion's sigma_max
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "flow", "edm", "sd", "sd_alpha2"])
+@pytest.mark.parametrize("name", ["linear", "cosine", "flow", "edm", "sd", "sd_alpha2", "table"])
 def test_dlambda_is_the_derivative(name):
     frame = ALL[name]
     t = np.array([0.2012345, 0.5012345, 0.9012345])
     h = 1e-6
     slope = (frame.lambda_(t + h) - frame.lambda_(t - h)) / (2 * h)
     np.testing.assert_allclose(frame.time.dlambda(t), slope, rtol=1e-6)
+
+
+def test_a_tabulated_time_is_the_networks_own():
+    """v-prediction in continuous time: the network is told atan(sigma) 2/pi."""
+    sigma = np.geomspace(0.03, 500.0, 1001)
+    table = TabulatedTime.from_points(np.arctan(sigma) * 2 / math.pi, -np.log(sigma))
+    frame = frames.Frame("unit", table)
+    for value in (0.03, 0.2, 1.0, 30.0, 500.0):
+        assert table.model_time(frame.t_of_sigma(value)) == pytest.approx(math.atan(value) * 2 / math.pi, abs=2e-5)
+        assert frame.sigma(table.t_of_model_time(table.model_time(frame.t_of_sigma(value)))) == pytest.approx(value, rel=1e-9)
+    assert frame.t_of_lambda(math.inf) == table.t_0
 
 
 def test_min_lambda_cuts_the_noisiest_steps():
@@ -134,6 +148,8 @@ def test_denoiser_of_tells_the_network_its_own_time():
     (lambda: frames.linear_vp(-1.0), OptionError, "beta_0"),
     (lambda: frames.cosine_vp(0.0), OptionError, "cosine offset"),
     (lambda: frames.Frame("ve", ALL["edm"].time), OptionError, "scaling"),
+    (lambda: TabulatedTime.from_points([0.0, 1.0, 1.0], [2.0, 1.0, 0.0]), ScheduleError, "labels that rise"),
+    (lambda: TabulatedTime.from_points([0.0], [2.0]), ScheduleError, "at least 2 finite"),
     (lambda: ALL["flow"].alpha(1.5), ScheduleError, "outside 0..1"),
     (lambda: ALL["sd"].lambda_(-0.01), ScheduleError, "too far outside"),
     (lambda: ALL["flow"].t_of_sigma(1.5), ScheduleError, "sigma 1.5 is outside"),
