@@ -13,10 +13,12 @@ from typing import Protocol
 import torch
 
 from .errors import DenoiserError, Interrupted, NoiseError, PlanError
+from .grids import Node
 from .hooks import Hook
 from .lincomb import Combiner, Term, accumulation_dtype
 from .noise import NoiseSource, source_for
-from .plan import Plan, Row, Stage
+from .plan import IDENTITY, Plan, Row, Stage
+from .start import StartTransform
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -50,6 +52,8 @@ class StageSource(Protocol):
 
     @property
     def hooks(self) -> tuple[Hook, ...]: ...
+    @property
+    def start(self) -> StartTransform | None: ...
 
     def generate(self, engine: Engine) -> Iterator[Stage]: ...
 
@@ -74,6 +78,7 @@ class Engine:
         self._own: set[int] = set()  # outputs that live in buffers of the engine
         self._combine = Combiner(x)
         self._sums: list[torch.Tensor] = []
+        self._levels: list[float] = []
 
     def sigma_tensor(self, sigmas: Sequence[float]) -> torch.Tensor:
         """Noise levels as the denoiser gets them: on the state's device, float32 or, for float64 states, float64."""
@@ -109,12 +114,10 @@ class Engine:
             y = self.combine(stage.predict, self._y)
         for hook in self._hooks:
             sigma = hook.sigma(stage, y, sigma)
-        denoised = self._check(self._denoiser(y, sigma), y, k, stage)
-        self.evaluations += 1
+        denoised = self.evaluate(y, sigma, stage.node.sigma)
         for hook in self._hooks:
             denoised = hook.denoised(stage, y, denoised)
-        # NaN and infinity survive a sum, which is the cheapest pass over the tensor
-        self._sums.append(denoised.sum(dtype=accumulation_dtype(denoised.dtype)))
+        self._watch(denoised)
         p, q = stage.store
         if p == 0 and q == 1:
             self.outputs[k] = denoised
@@ -131,6 +134,30 @@ class Engine:
             self.x = hook.state(stage, self.x)
         return denoised
 
+    def evaluate(self, y: torch.Tensor, sigma: torch.Tensor, level: float) -> torch.Tensor:
+        """The checked x_0 prediction at state ``y``; ``sigma`` [B] is what the denoiser is told, ``level`` names it in errors."""
+        denoised = _checked(self._denoiser(y, sigma), y, self.evaluations, level)
+        self.evaluations += 1
+        self._levels.append(level)
+        return denoised
+
+    def begin(self, start: StartTransform, report: Callable[[Stage, torch.Tensor], None]) -> None:
+        """Replaces the caller's state by the transformed one; ``report`` is called after each of its evaluations."""
+
+        def denoise(y: torch.Tensor, node: Node) -> torch.Tensor:
+            denoised = self.evaluate(y, self.sigma_tensor([node.sigma]).expand(len(y)), node.sigma)
+            self._watch(denoised)
+            report(Stage(node, IDENTITY), denoised)
+            return denoised
+
+        self.x = self._given = start(self.x, denoise)
+        if self._start is not None:
+            self._start = self.x
+
+    def _watch(self, denoised: torch.Tensor) -> None:
+        # NaN and infinity survive a sum, which is the cheapest pass over the tensor
+        self._sums.append(denoised.sum(dtype=accumulation_dtype(denoised.dtype)))
+
     def free(self, outputs: Iterable[int]) -> None:
         """Drops stored outputs; buffers of the engine go back to the pool."""
         for j in list(outputs):
@@ -139,29 +166,15 @@ class Engine:
                 self._own.discard(j)
                 self._pool.append(tensor)
 
-    def _check(self, denoised: torch.Tensor, y: torch.Tensor, k: int, stage: Stage) -> torch.Tensor:
-        where = f"at evaluation {k} (sigma {stage.node.sigma:.6g}) the denoiser returned"
-        if not isinstance(denoised, torch.Tensor):
-            raise DenoiserError(f"{where} {type(denoised).__name__}, expected a tensor of shape {tuple(y.shape)}")
-        if denoised.shape != y.shape:
-            raise DenoiserError(f"{where} shape {tuple(denoised.shape)}, expected the state's shape {tuple(y.shape)}")
-        if denoised.dtype != y.dtype:
-            raise DenoiserError(f"{where} {denoised.dtype}, expected the state's {y.dtype}: convert its result with .to(x.dtype)")
-        if denoised.device != y.device:
-            raise DenoiserError(f"{where} a tensor on {denoised.device}, expected the state's {y.device}")
-        # a denoiser may hand back its input; rows written in place must not reach a stored output
-        same = denoised.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
-        return denoised.clone() if same else denoised
-
-    def check_finite(self, sigmas: Sequence[float]) -> None:
+    def check_finite(self) -> None:
         """Raises DenoiserError naming the first evaluation whose prediction held NaN or infinity. Reads the device once."""
         finite = torch.isfinite(torch.stack(self._sums)).tolist()
         if not all(finite):
             k = finite.index(False)
             raise DenoiserError(
-                f"evaluation {k} (sigma {sigmas[k]:.6g}) returned NaN or infinity. If it is the first one, the model itself "
-                "overflows: run it in float32 or bfloat16. If it is a later one, the sampling diverged: lower the guidance "
-                "scale or the order, or use data prediction"
+                f"evaluation {k} (sigma {self._levels[k]:.6g}) returned NaN or infinity. If it is the first one, the model "
+                "itself overflows: run it in float32 or bfloat16. If it is a later one, the sampling diverged: lower the "
+                "guidance scale or the order, or use data prediction"
             )
 
 
@@ -199,21 +212,44 @@ def run(
     # one transfer before the loop; a plan made while it runs needs one per stage
     table = None if fixed is None else engine.sigma_tensor([stage.node.sigma for stage in fixed.stages])
     ends = {} if fixed is None else _ends(fixed)
-    sigmas: list[float] = []
-    for k, stage in enumerate(stages):
+
+    def report(stage: Stage, denoised: torch.Tensor) -> None:
+        if callback is not None:
+            callback(Progress(engine.evaluations - 1, None if fixed is None else fixed.nfe, stage, engine.x, denoised))
+
+    def ask() -> None:
         if should_stop is not None and should_stop():
-            raise Interrupted(f"sampling was stopped before evaluation {k}")
-        sigmas.append(stage.node.sigma)
+            raise Interrupted(f"sampling was stopped before evaluation {engine.evaluations}")
+
+    if plan.start is not None:
+        ask()
+        engine.begin(plan.start, report)
+    for k, stage in enumerate(stages):
+        ask()
         sigma = engine.sigma_tensor([stage.node.sigma]) if table is None else table[k : k + 1]
         denoised = engine.execute(k, stage, sigma.expand(len(x)))
         engine.free(ends.get(k, ()))
-        if callback is not None:
-            callback(Progress(k, None if fixed is None else fixed.nfe, stage, engine.x, denoised))
+        report(stage, denoised)
         del denoised
     if fixed is not None:
         engine.advance(fixed.final)
-    engine.check_finite(sigmas)
+    engine.check_finite()
     return engine.x.clone() if engine.x is x else engine.x
+
+
+def _checked(denoised: torch.Tensor, y: torch.Tensor, k: int, sigma: float) -> torch.Tensor:
+    where = f"at evaluation {k} (sigma {sigma:.6g}) the denoiser returned"
+    if not isinstance(denoised, torch.Tensor):
+        raise DenoiserError(f"{where} {type(denoised).__name__}, expected a tensor of shape {tuple(y.shape)}")
+    if denoised.shape != y.shape:
+        raise DenoiserError(f"{where} shape {tuple(denoised.shape)}, expected the state's shape {tuple(y.shape)}")
+    if denoised.dtype != y.dtype:
+        raise DenoiserError(f"{where} {denoised.dtype}, expected the state's {y.dtype}: convert its result with .to(x.dtype)")
+    if denoised.device != y.device:
+        raise DenoiserError(f"{where} a tensor on {denoised.device}, expected the state's {y.device}")
+    # a denoiser may hand back its input; rows written in place must not reach a stored output
+    same = denoised.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+    return denoised.clone() if same else denoised
 
 
 def _check_start(x: torch.Tensor) -> None:
@@ -227,8 +263,8 @@ def _check_start(x: torch.Tensor) -> None:
 def _ends(plan: Plan) -> dict[int, list[int]]:
     """Outputs that no row reads after stage k, by k."""
     ends: dict[int, list[int]] = {}
-    for j in range(plan.nfe):
+    for j in range(len(plan.stages)):
         last = plan.last_read.get(j, j)
-        if last < plan.nfe:
+        if last < len(plan.stages):
             ends.setdefault(last, []).append(j)
     return ends

@@ -30,6 +30,10 @@ class NoiseError(FewStepError):
     """A noise source that cannot serve the plan (too few tensors, wrong shape, no seed)."""
 
 
+class CalibrationError(FewStepError):
+    """A calibration that cannot be made, read or used: a wrong file, another model, too few samples."""
+
+
 class MissingDependencyError(FewStepError, ImportError):
     """An optional package is needed for what was asked."""
 

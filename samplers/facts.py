@@ -59,7 +59,7 @@ def _gives_x_0(plan: Plan) -> bool:
     last = plan.stages[-1].carry
     return (
         plan.final.is_identity and not last.reads_x and last.noise is None
-        and dict(last.m) == {plan.nfe - 1: 1.0} and plan.stages[-1].kind == "x_0"
+        and dict(last.m) == {len(plan.stages) - 1: 1.0} and plan.stages[-1].kind == "x_0"
     )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .grids import Node
     from .hooks import Hook
     from .recipe import Recipe
+    from .start import StartTransform
 
 Coefficient = float | torch.Tensor  # a tensor broadcasts over one sample: [C, 1, 1], [C, H, W], ...
 
@@ -143,6 +144,8 @@ class Plan:
         nodes: the grid's nodes, noise first; the result is a state at the last one.
         hooks: what the engine applies beyond linear rows (see ``hooks``).
         recipe: what the plan was resolved from, or None for a plan made by hand.
+        start: what happens to the caller's state before the first stage, or None; then the caller's state belongs to
+            ``start.source`` and the first node is ``start.target``.
     """
 
     stages: tuple[Stage, ...]
@@ -150,6 +153,7 @@ class Plan:
     final: Row = IDENTITY
     hooks: tuple[Hook, ...] = ()
     recipe: Recipe | None = None
+    start: StartTransform | None = None
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -177,8 +181,8 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Number of function evaluations."""
-        return len(self.stages)
+        """Number of function evaluations, those of the start transform included."""
+        return len(self.stages) + (self.start.nfe if self.start else 0)
 
     def rows(self) -> Iterator[Row]:
         """Every row in order of execution."""
@@ -208,20 +212,20 @@ class Plan:
 
     @cached_property
     def last_read(self) -> dict[int, int]:
-        """For each stored output the last stage whose rows read it (``nfe`` for the last row); liveness of memory."""
+        """For each stored output the last stage whose rows read it; for the last row the number of stages."""
         last: dict[int, int] = {}
         for k, stage in enumerate(self.stages):
             for j in (*stage.predict.m, *stage.carry.m):
                 last[j] = k
         for j in self.final.m:
-            last[j] = self.nfe
+            last[j] = len(self.stages)
         return last
 
     @cached_property
     def start_last_read(self) -> int:
-        """The last stage that reads x_T (``nfe`` for the last row), or -1."""
+        """The last stage that reads x_T (the number of stages for the last row), or -1."""
         reads = [k for k, s in enumerate(self.stages) if s.predict.reads_start or s.carry.reads_start]
-        return self.nfe if self.final.reads_start else max(reads, default=-1)
+        return len(self.stages) if self.final.reads_start else max(reads, default=-1)
 
     def describe(self) -> str:
         """The coefficient table that a paper would print; see ``describe``."""

@@ -91,6 +91,8 @@ def plan_to_data(plan: Plan, tensors: dict[str, torch.Tensor]) -> dict[str, Any]
         tensors[where] = c.detach().cpu().contiguous()
         return {"tensor": where}
 
+    if plan.start is not None:
+        raise PlanError("a plan with a start transform cannot be saved; save its recipe (plan.recipe.to_json())")
     stages = [
         {"node": _numbers(s.node), "predict": number(s.predict), "carry": number(s.carry), "kind": s.kind, "step": s.step}
         for s in plan.stages

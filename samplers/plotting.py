@@ -17,7 +17,7 @@ from .plan_io import write_atomically
 
 def coefficient_table(plan: Plan) -> tuple[np.ndarray, list[str], list[str]]:
     """(values [rows, columns], row names, column names) of all rows that compute something; NaN where a term is absent."""
-    columns = ["X", *(f"M_{j}" for j in range(plan.nfe))]
+    columns = ["X", *(f"M_{j}" for j in range(len(plan.stages)))]
     columns += ["x_T"] if plan.start_last_read >= 0 else []
     columns += ["xi"] if plan.stochastic else []
     named: list[tuple[str, Row]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +14,7 @@ from .frames import Frame
 from .grids import Grid, from_sigmas
 from .orders import measured_slope
 from .plan import Plan
-from .registry import CORRECTORS, SOLVERS, check_options, lookup
+from .registry import CORRECTORS, REPLANNERS, SOLVERS, STARTS, check_options, lookup
 from .solvers.dpm_adaptive import AdaptivePlan
 
 ALGORITHM_VERSION = 1  # raised when a change of the formulas changes pictures; old recipes keep their own
@@ -41,7 +42,14 @@ def make_plan(name: str, frame: Frame, sigmas_or_grid: Grid | Any, **options: An
 
 @dataclass(frozen=True)
 class Recipe:
-    """A solver, its options and the correctors after it; immutable, JSON both ways, independent of model and steps.
+    """A solver, its options, the correctors after it and what comes before it; immutable, JSON both ways, independent of
+    model and steps.
+
+    Attributes:
+        solver, options: a name of ``registry.SOLVERS`` and its options.
+        correctors: (name, options) of ``CORRECTORS`` (plan to plan) or ``REPLANNERS`` (they plan anew), in order.
+        start: (name, options) of ``STARTS``, a start transform, or None.
+        version: of the algorithms.
 
     >>> Recipe.from_json(Recipe("unipc", {"order": 3}).to_json()) == Recipe("unipc", {"order": 3})
     True
@@ -51,11 +59,15 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     correctors: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     version: int = ALGORITHM_VERSION
+    start: tuple[str, Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         check_options(lookup(SOLVERS, self.solver, "solver"), self.solver, self.options)
         for name, options in self.correctors:
-            check_options(lookup(CORRECTORS, name, "corrector"), name, options)
+            check_options(lookup({**CORRECTORS, **REPLANNERS}, name, "corrector"), name, options)
+        if self.start is not None:
+            check_options(lookup(STARTS, self.start[0], "start transform"), *self.start)
+            object.__setattr__(self, "start", (self.start[0], _frozen(self.start[1])))
         if not isinstance(self.version, int) or not 1 <= self.version <= ALGORITHM_VERSION:
             raise OptionError(
                 f"the recipe has algorithm version {self.version!r}, this FewStep knows 1 to {ALGORITHM_VERSION}: update FewStep"
@@ -70,17 +82,31 @@ class Recipe:
         """The recipe with one more corrector at the end."""
         return replace(self, correctors=(*self.correctors, (name, options)))
 
+    def started(self, name: str, **options: Any) -> Recipe:
+        """The recipe with a start transform in place of the one it had."""
+        return replace(self, start=(name, options))
+
     def resolve(self, frame: Frame, sigmas_or_grid: Grid | Any) -> Plan | AdaptivePlan:
         """The plan for one frame and grid."""
         grid = sigmas_or_grid if isinstance(sigmas_or_grid, Grid) else from_sigmas(frame, sigmas_or_grid)
         if grid.frame is not frame and (grid.frame.scaling != frame.scaling):
             raise OptionError(f"the grid belongs to a {grid.frame.scaling} frame, the plan was asked for a {frame.scaling} one")
+        start = None
+        if self.start is not None:
+            start, grid = STARTS[self.start[0]](grid, **self.start[1])
+        return replace(self._build(grid, len(self.correctors)), recipe=self, start=start)
+
+    def _build(self, grid: Grid, count: int) -> Plan | AdaptivePlan:
+        """The solver's plan with the first ``count`` correctors."""
         plan = SOLVERS[self.solver](grid, **self.options)
-        for name, options in self.correctors:
+        for i, (name, options) in enumerate(self.correctors[:count]):
             if not isinstance(plan, Plan):
                 raise OptionError(f"the corrector {name} needs a fixed grid; {self.solver} chooses its steps while running")
-            plan = CORRECTORS[name](plan, **options)
-        return replace(plan, recipe=self)
+            if name in REPLANNERS:
+                plan = REPLANNERS[name](partial(self._build, count=i), grid, **options)
+            else:
+                plan = CORRECTORS[name](plan, **options)
+        return plan
 
     @property
     def order(self) -> int | None:
@@ -91,7 +117,7 @@ class Recipe:
     @property
     def label(self) -> str:
         """Solver and options in one line."""
-        parts = [(self.solver, self.options), *self.correctors]
+        parts = [*([self.start] if self.start else []), (self.solver, self.options), *self.correctors]
         return " + ".join(f"{n}({', '.join(f'{k}={v}' for k, v in o.items())})" for n, o in parts)
 
     def to_json(self) -> str:
@@ -100,6 +126,8 @@ class Recipe:
             "fewstep_recipe": self.version, "solver": self.solver, "options": dict(self.options),
             "correctors": [{"corrector": n, "options": dict(o)} for n, o in self.correctors],
         }
+        if self.start is not None:  # left out where there is none: texts of older recipes stay as they were
+            data["start"] = {"transform": self.start[0], "options": dict(self.start[1])}
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -108,7 +136,11 @@ class Recipe:
         try:
             data = json.loads(text)
             correctors = tuple((c["corrector"], c["options"]) for c in data["correctors"])
-            return cls(data["solver"], data["options"], correctors, data["fewstep_recipe"])
+            start = data.get("start")
+            return cls(
+                data["solver"], data["options"], correctors, data["fewstep_recipe"],
+                None if start is None else (start["transform"], start["options"]),
+            )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise OptionError(f"this is not a FewStep recipe: {type(error).__name__} {error}") from None
 

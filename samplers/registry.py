@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from .correctors.unic import unic
 from .errors import OptionError, check_choice, suggest
+from .grids import Grid
 from .plan import Plan
 from .solvers.ddim import ddim
 from .solvers.deis import deis_ab, ipndm
@@ -18,6 +19,7 @@ from .solvers.dpm_multistep import dpm_solver_multistep
 from .solvers.dpm_sde import dpm_solver_sde_multistep, dpm_solver_sde_singlestep
 from .solvers.dpm_singlestep import dpm_solver_singlestep
 from .solvers.unipc import unipc
+from .start import StartTransform
 
 SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
     "ddim": ddim,
@@ -31,7 +33,9 @@ SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
     "deis_rk": deis_rk,
     "ipndm": ipndm,
 }
-CORRECTORS: dict[str, Callable[..., Plan]] = {"unic": unic}
+CORRECTORS: dict[str, Callable[..., Plan]] = {"unic": unic}  # plan -> plan
+REPLANNERS: dict[str, Callable[..., Plan]] = {}  # (grid -> plan, grid) -> plan: those that plan on other grids too
+STARTS: dict[str, Callable[..., tuple[StartTransform, Grid]]] = {}  # grid -> (transform, the grid that is left)
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ def solver_names() -> list[str]:
 
 
 def solver_options(name: str) -> dict[str, Option]:
-    """The options of a solver (or corrector) in order; its docstring explains them."""
-    return _options(lookup({**SOLVERS, **CORRECTORS}, name, "solver"))
+    """The options of a solver (corrector, start transform) in order; its docstring explains them."""
+    return _options(lookup({**SOLVERS, **CORRECTORS, **REPLANNERS, **STARTS}, name, "solver"))
 
 
 def lookup(table: Mapping[str, Callable[..., Any]], name: str, what: str) -> Callable[..., Any]:

@@ -13,6 +13,8 @@ if "fewstep" not in sys.modules:
     sys.modules["fewstep"] = package
     spec.loader.exec_module(package)
 
+sys.path.append(str(Path(__file__).parent / "support"))  # what several test files share
+
 import torch  # noqa: E402
 
 torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other

@@ -104,9 +104,9 @@ def unic(
 
 
 def _check_plan(plan: Plan) -> None:
-    if plan.nfe != len(plan.nodes) - 1:
+    if len(plan.stages) != len(plan.nodes) - 1:
         raise PlanError(
-            f"UniC needs one evaluation per step, but this plan has {plan.nfe} for {len(plan.nodes) - 1} steps: "
+            f"UniC needs one evaluation per step, but this plan has {len(plan.stages)} for {len(plan.nodes) - 1} steps: "
             "use a multistep solver before it"
         )
     if not plan.final.is_identity or not all(s.predict.is_identity for s in plan.stages):

@@ -23,6 +23,7 @@ from .exponential import Prediction, check_prediction, check_thresholding, stage
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..recipe import Recipe
+    from ..start import StartTransform
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class AdaptivePlan:
     t_err: float
     hooks: tuple[Hook, ...]
     recipe: Recipe | None = None
+    start: StartTransform | None = None
 
     nfe = None
     peak_latents = None

@@ -136,7 +136,7 @@ def denoise_to_zero(plan: Plan, enabled: bool = True) -> Plan:
         return plan
     if plan.nodes[-1].sigma == 0:
         raise OptionError("denoise_to_zero needs a grid with end='stop'; this one already ends at sigma 0")
-    last = Stage(plan.nodes[-1], predict=plan.final, carry=Row(m={plan.nfe: 1.0}), step=plan.stages[-1].step + 1)
+    last = Stage(plan.nodes[-1], predict=plan.final, carry=Row(m={len(plan.stages): 1.0}), step=plan.stages[-1].step + 1)
     return plan.with_stages((*plan.stages, last), IDENTITY)
 
 

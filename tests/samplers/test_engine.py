@@ -1,6 +1,7 @@
 """The engine: shapes, precisions, progress, cancellation, memory, and no host reads while a plan runs."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -256,6 +257,7 @@ def test_a_plan_made_while_it_runs():
 
     class Halving:
         hooks = ()
+        start = None
 
         def generate(self, engine: Engine):
             sigma = 16.0
@@ -325,3 +327,32 @@ def test_split_schedules_draw_what_the_whole_one_draws():
 
 def test_identity_rows_do_nothing():
     assert IDENTITY.is_identity and not Row(x=1.0, m={0: 1.0}).is_identity
+
+
+class HalfWay:
+    """A start transform: one DDIM step from the first node to the second."""
+
+    nfe = 1
+
+    def __init__(self, grid):
+        self.source, self.target = grid.node(0), grid.node(1)
+
+    def __call__(self, x, denoise):
+        ratio = self.target.sigma / self.source.sigma
+        return ratio * x + (1 - ratio) * denoise(x, self.source)
+
+
+def test_a_start_transform_comes_before_the_first_stage():
+    frame = frames.edm()
+    grid = grids.karras(frame, 5, end="stop", t_T=10.0, t_0=0.1)
+    denoiser = GaussianMixture.make(0).denoiser(frame)
+    x = 10.0 * start_noise(3)
+    whole = run(make_plan("ddim", frame, grid), denoiser, x)
+    rest = replace(make_plan("ddim", frame, grids.from_sigmas(frame, grid.sigma[1:])), start=HalfWay(grid))
+    seen = []
+    result = run(rest, denoiser, x, callback=lambda p: seen.append((p.index, p.total, round(p.sigma, 6))))
+    torch.testing.assert_close(result, whole, rtol=0, atol=1e-13)
+    assert rest.nfe == 5 and [s[:2] for s in seen] == [(i, 5) for i in range(5)]
+    assert [s[2] for s in seen] == [round(float(s), 6) for s in grid.sigma[:-1]]
+    with pytest.raises(Interrupted, match="before evaluation 0"):
+        run(rest, denoiser, x, should_stop=lambda: True)
