@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..nodes.gradients import own_tensors
 from ..nodes.host import HostError, get_host
 from .errors import InterruptProcessingException
 from .model import demo_model
@@ -26,6 +28,7 @@ class EmbeddedHost:
         temp_directory: where PreviewImage writes; ``temp`` inside the output directory by default.
         on_progress: called with (steps done, steps in all, present x_0) while sampling.
         load_demo: replaces the demo model's loader, for tests.
+        models_directory: where calibration files are written and looked for, in its subfolder ``fewstep``.
 
     Attributes:
         sampling_seconds: time spent in samplers so far.
@@ -34,7 +37,9 @@ class EmbeddedHost:
     def __init__(
         self, output_directory: str | Path = "out", *, temp_directory: str | Path | None = None,
         on_progress: ProgressListener | None = None, load_demo: Callable[[str], Any] | None = None,
+        models_directory: str | Path = "models",
     ) -> None:
+        self.models_directory = Path(models_directory)
         self.output_directory = Path(output_directory)
         self.temp_directory = Path(temp_directory) if temp_directory else self.output_directory / "temp"
         self.on_progress = on_progress
@@ -62,6 +67,23 @@ class EmbeddedHost:
         if self._interrupt.is_set():
             self._interrupt.clear()
             raise InterruptProcessingException("the run was cancelled")
+
+    def weights(self, model: Any) -> tuple[Mapping[str, Any], Any]:
+        """See ``Host``."""
+        own = model.get_model_object("diffusion_model").state_dict()
+        return {f"diffusion_model.{name}": tensor for name, tensor in own.items()}, None
+
+    def differentiable(self, model: Any) -> AbstractContextManager[None]:
+        """See ``Host``; nodes run in inference mode here too."""
+        return own_tensors(model.get_model_object("diffusion_model"))
+
+    def calibration_folders(self) -> list[Path]:
+        """See ``Host``."""
+        return [self.models_directory / "fewstep"]
+
+    def progress_bar(self, total: int, node_id: str | None) -> Callable[[int, str, Any], None]:
+        """See ``Host``; the picture is not shown."""
+        return lambda done, text, picture: self.progress(done, total)
 
     def sample(
         self, model: Any, seed: int, cfg: float, sampler: Any, sigmas: torch.Tensor, positive: Any, negative: Any,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from .demo_parts import DemoClip, DemoVAE, load_demo
+from .gradients import own_tensors
 from .host import HostError
 
 
@@ -79,3 +82,56 @@ class ComfyHost:
         import comfy.model_management
 
         comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def weights(self, model: Any) -> tuple[dict[str, Any], Any]:
+        """The diffusion model's weights as they are without patches: a loaded LoRA changes them in place and backs them up."""
+        network = model.get_model_object("diffusion_model")
+        own = {f"diffusion_model.{name}": tensor for name, tensor in network.state_dict().items()}
+        for name, backup in getattr(model, "backup", {}).items():
+            if name in own:
+                own[name] = getattr(backup, "weight", backup)
+        return own, patches_data(getattr(model, "patches", None) or {})
+
+    def differentiable(self, model: Any) -> AbstractContextManager[None]:
+        """See ``Host``."""
+        return own_tensors(model.get_model_object("diffusion_model"))
+
+    def calibration_folders(self) -> list[Path]:
+        """``models/fewstep`` and what extra_model_paths.yaml lists under ``fewstep``."""
+        import folder_paths
+
+        folder_paths.add_model_folder_path("fewstep", str(Path(folder_paths.models_dir) / "fewstep"))
+        paths, suffixes = folder_paths.folder_names_and_paths["fewstep"]
+        suffixes.add(".safetensors")
+        return [Path(path) for path in paths]
+
+    def progress_bar(self, total: int, node_id: str | None) -> Callable[[int, str, Any], None]:
+        """The node's own bar, its text line where this ComfyUI has one, and the picture as a preview."""
+        import comfy.utils
+        from server import PromptServer
+
+        bar = comfy.utils.ProgressBar(total, node_id=node_id)
+        say = getattr(getattr(PromptServer, "instance", None), "send_progress_text", None)
+
+        def update(done: int, text: str, picture: Any) -> None:
+            bar.update_absolute(done, total, None if picture is None else ("PNG", picture, None))
+            if say is not None and node_id is not None:
+                say(text, node_id)
+
+        return update
+
+
+def patches_data(patches: Mapping[str, Any]) -> list[Any] | None:
+    """What tells one set of LoRA patches from another, as JSON values: weights patched, strengths, some numbers."""
+    def numbers(value: Any) -> Any:
+        if hasattr(value, "detach"):
+            flat = value.detach().reshape(-1)
+            return [float(f"{float(v):.3g}") for v in flat[:: max(1, flat.numel() // 3)][:3]]
+        if hasattr(value, "weights"):  # a weight adapter
+            return numbers(value.weights)
+        if isinstance(value, (tuple, list)):
+            return [numbers(v) for v in value]
+        return value if isinstance(value, (str, int, float, bool)) or value is None else type(value).__name__
+
+    listed = [[str(name), [numbers(tuple(patch)[:3]) for patch in patches[name]]] for name in sorted(patches, key=str)]
+    return listed or None

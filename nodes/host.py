@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -36,6 +37,18 @@ class Host(Protocol):
 
     def check_interrupted(self) -> None:
         """Raises the host's own exception if the user pressed cancel."""
+
+    def weights(self, model: Any) -> tuple[Mapping[str, Any], Any]:
+        """(the network's own weights by name, what is patched onto them as JSON values or None) of a MODEL."""
+
+    def differentiable(self, model: Any) -> AbstractContextManager[None]:
+        """Inside, gradients can flow through the network's input: its weights are not inference tensors."""
+
+    def calibration_folders(self) -> list[Path]:
+        """Where calibration files are; new ones go into the first."""
+
+    def progress_bar(self, total: int, node_id: str | None) -> Callable[[int, str, Any], None]:
+        """``update(done, text, picture)`` for a long node: done of ``total``, a line of text, a PIL image or None."""
 
 
 _host: Host | None = None
