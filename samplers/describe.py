@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .plan import Coefficient, Row
+from .plan import Coefficient, Late, Row
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -23,6 +23,8 @@ def describe(plan: Plan) -> str:
         facts.insert(0, f"order {plan.order}")
     facts += ["stochastic"] * plan.stochastic + ["biased"] * plan.biased
     lines = [plan.label, ", ".join(facts), ""]
+    if plan.late:
+        lines.insert(2, "* depends on the data; shown for nominal times")
     table = [("eval", "sigma", "lambda", "makes", "from")]
     for k, stage in enumerate(plan.stages):
         sigma, lam = f"{stage.node.sigma:.6g}", f"{stage.node.lambda_:.4f}"
@@ -61,7 +63,8 @@ def row_text(row: Row) -> str:
 def _signed(c: Coefficient) -> str:
     if isinstance(c, torch.Tensor):
         return f"+ tensor{list(c.shape)} mean {float(c.mean()):.4g}"
-    return f"{'-' if c < 0 else '+'} {abs(c):.6g}"
+    sign, mark = "-" if float(c) < 0 else "+", "*" if isinstance(c, Late) else ""
+    return f"{sign} {abs(float(c)):.6g}{mark}"
 
 
 def _align(table: Sequence[Sequence[str]]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,7 +18,7 @@ from .grids import Node
 from .hooks import Hook
 from .lincomb import Combiner, Term, accumulation_dtype
 from .noise import NoiseSource, source_for
-from .plan import IDENTITY, Plan, Row, Stage
+from .plan import IDENTITY, Coefficient, Late, Memory, Plan, Row, Stage
 from .start import StartTransform
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -69,7 +70,8 @@ class Engine:
         self.evaluations = 0
         self._denoiser = denoiser
         self._noise = noise
-        self._hooks = hooks
+        self.memory: Memory = {}
+        self._hooks = [hook.begin(self.memory) for hook in hooks]
         self._start = x if keep_start else None
         self._given = x  # the caller's tensor, never written to
         self._y: torch.Tensor | None = None
@@ -86,18 +88,22 @@ class Engine:
 
     def combine(self, row: Row, out: torch.Tensor) -> torch.Tensor:
         """Evaluates ``row`` on the present state and outputs into ``out``, which may be the state itself."""
-        terms: list[Term] = [(c, self.outputs[j]) for j, c in row.m.items()]
+        known = self._known
+        terms: list[Term] = [(known(c), self.outputs[j]) for j, c in row.m.items()]
         if row.reads_x:
-            terms.append((row.x, self.x))
+            terms.append((known(row.x), self.x))
         if row.reads_start:
             assert self._start is not None
-            terms.append((row.x_T, self._start))
+            terms.append((known(row.x_T), self._start))
         if row.noise is not None:
             if self._noise is None:
                 raise NoiseError("the plan adds noise; give run() a seed, a noise source or the noise tensors")
             self._xi = torch.empty_like(self.x) if self._xi is None else self._xi
-            terms.append((row.noise.coefficient, self._noise(row.noise, self._xi)))
+            terms.append((known(row.noise.coefficient), self._noise(row.noise, self._xi)))
         return self._combine(terms, out, row.offset)
+
+    def _known(self, c: Coefficient) -> float | torch.Tensor:
+        return c.value(self.memory, self.x) if isinstance(c, Late) else c
 
     def advance(self, row: Row) -> None:
         """Replaces the carried state by ``row``, in place where the buffer is the engine's own."""
@@ -112,9 +118,7 @@ class Engine:
             if self._y is None:
                 self._y = torch.empty_like(self.x)
             y = self.combine(stage.predict, self._y)
-        for hook in self._hooks:
-            sigma = hook.sigma(stage, y, sigma)
-        denoised = self.evaluate(y, sigma, stage.node.sigma)
+        denoised = self.evaluate(y, sigma, stage)
         for hook in self._hooks:
             denoised = hook.denoised(stage, y, denoised)
         self._watch(denoised)
@@ -134,20 +138,24 @@ class Engine:
             self.x = hook.state(stage, self.x)
         return denoised
 
-    def evaluate(self, y: torch.Tensor, sigma: torch.Tensor, level: float) -> torch.Tensor:
-        """The checked x_0 prediction at state ``y``; ``sigma`` [B] is what the denoiser is told, ``level`` names it in errors."""
-        denoised = _checked(self._denoiser(y, sigma), y, self.evaluations, level)
+    def evaluate(self, y: torch.Tensor, sigma: torch.Tensor, stage: Stage) -> torch.Tensor:
+        """The checked x_0 prediction at state ``y``; ``sigma`` [B] is what the denoiser is told."""
+        denoiser = self._denoiser
+        for hook in self._hooks:
+            denoiser = partial(hook.evaluate, stage, denoiser=denoiser)
+        denoised = _checked(denoiser(y, sigma), y, self.evaluations, stage.node.sigma)
         self.evaluations += 1
-        self._levels.append(level)
+        self._levels.append(stage.node.sigma)
         return denoised
 
     def begin(self, start: StartTransform, report: Callable[[Stage, torch.Tensor], None]) -> None:
         """Replaces the caller's state by the transformed one; ``report`` is called after each of its evaluations."""
 
         def denoise(y: torch.Tensor, node: Node) -> torch.Tensor:
-            denoised = self.evaluate(y, self.sigma_tensor([node.sigma]).expand(len(y)), node.sigma)
+            stage = Stage(node, IDENTITY)
+            denoised = self.evaluate(y, self.sigma_tensor([node.sigma]).expand(len(y)), stage)
             self._watch(denoised)
-            report(Stage(node, IDENTITY), denoised)
+            report(stage, denoised)
             return denoised
 
         self.x = self._given = start(self.x, denoise)

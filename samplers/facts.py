@@ -24,11 +24,11 @@ def constant_run(plan: Plan) -> Vector:
         terms = [(row.x, x), (row.x_T, start), *((c, outputs[j]) for j, c in row.m.items())]
         if row.noise is not None:
             draws += 1
-            terms.append((row.noise.coefficient, {f"xi_{draws}": 1.0}))
+            terms.append((float(row.noise.coefficient), {f"xi_{draws}": 1.0}))
         if row.offset is not None:
             terms.append((1.0, {"offset": row.offset.double()}))
         for c, vector in terms:
-            factor = c.double() if isinstance(c, torch.Tensor) else c
+            factor = c.double() if isinstance(c, torch.Tensor) else float(c)
             for key, value in vector.items():
                 total[key] = total.get(key, 0.0) + factor * value
         return total

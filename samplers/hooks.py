@@ -1,6 +1,6 @@
 """What a plan's linear rows cannot express: actions of the engine on the data, at fixed places of a stage.
 
-A hook may change the sigma told to the denoiser, the prediction, or the carried state. It must not read tensors on
+A hook may change where the denoiser is evaluated, the prediction, or the carried state. It must not read tensors on
 the host (no ``.item()``, no data-dependent branch).
 """
 
@@ -15,15 +15,22 @@ import torch
 from .errors import OptionError, PlanError, check_range, suggest
 
 if TYPE_CHECKING:
-    from .plan import Stage
+    from .engine import Denoiser
+    from .plan import Memory, Stage
 
 
 class Hook:
     """Base of hooks: each method returns what the engine goes on with. Override what is needed."""
 
-    def sigma(self, stage: Stage, y: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """The sigma [B] that the denoiser is told; ``y`` is the state it is given."""
-        return sigma
+    latents = 0  # states that the hook holds while the model is evaluated, for the plan's memory figure
+
+    def begin(self, memory: Memory) -> Hook:
+        """The hook for one run, whose ``memory`` late coefficients read; a hook that keeps nothing returns itself."""
+        return self
+
+    def evaluate(self, stage: Stage, y: torch.Tensor, sigma: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:
+        """The x_0 prediction for ``y``; a hook that moves the evaluation calls ``denoiser`` at another state or sigma [B]."""
+        return denoiser(y, sigma)
 
     def denoised(self, stage: Stage, y: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
         """The x_0 prediction before it is stored."""

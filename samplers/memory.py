@@ -20,11 +20,12 @@ def peak_latents(plan: Plan) -> int:
         borrowed = len(live) - own_outputs
         return 1 + own_x + y + xi + pool + own_outputs + borrowed + extra
 
+    held_by_hooks = sum(hook.latents for hook in plan.hooks)
     for k, stage in enumerate(plan.stages):
         if not stage.predict.is_identity:
             y = True
             xi = xi or stage.predict.noise is not None
-        peak = max(peak, count())
+        peak = max(peak, count(held_by_hooks))
         p, q = stage.store
         direct = p == 0 and q == 1
         live.add(k)

@@ -37,7 +37,7 @@ def run_on_arrays(plan: Plan, x: np.ndarray) -> np.ndarray:
     outputs: list[Any] = []
 
     def apply(row: Row) -> Any:
-        return row.x * x + row.x_T * start + sum(c * outputs[j] for j, c in row.m.items())
+        return float(row.x) * x + float(row.x_T) * start + sum(float(c) * outputs[j] for j, c in row.m.items())
 
     for stage in plan.stages:
         y = apply(stage.predict)

@@ -29,7 +29,27 @@ if TYPE_CHECKING:
     from .recipe import Recipe
     from .start import StartTransform
 
-Coefficient = float | torch.Tensor  # a tensor broadcasts over one sample: [C, 1, 1], [C, H, W], ...
+Memory = dict[Any, Any]  # what the hooks of one run keep in it
+
+
+class Late:
+    """A coefficient that is known only while the plan runs: one number per sample, from what a hook left in the run's memory.
+
+    Attributes:
+        nominal: its value where the data change nothing; tables, plots and facts show it, ``float()`` gives it.
+    """
+
+    nominal: float
+
+    def __float__(self) -> float:
+        return self.nominal
+
+    def value(self, memory: Memory, like: torch.Tensor) -> torch.Tensor:
+        """The coefficients [B, 1, ...] for a state ``like`` [B, ...], on its device."""
+        raise NotImplementedError
+
+
+Coefficient = float | torch.Tensor | Late  # a tensor broadcasts over one sample: [C, 1, 1], [C, H, W], ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class NoiseTerm:
     The path's clock is ``u = sigma/(alpha + sigma)``, from 1 (noise) down to 0 (data): the same in every frame.
     """
 
-    coefficient: float
+    coefficient: float | Late
     start: float
     stop: float
 
@@ -67,7 +87,7 @@ class Row:
             object.__setattr__(self, "noise", None)
         for c in (self.x, self.x_T, *self.m.values()):
             _check_coefficient(c)
-        if self.noise is not None and not math.isfinite(self.noise.coefficient):
+        if self.noise is not None and not math.isfinite(float(self.noise.coefficient)):
             raise PlanError(f"a noise coefficient is {self.noise.coefficient!r}")
 
     @property
@@ -84,6 +104,12 @@ class Row:
     def reads_start(self) -> bool:
         """Whether the initial state enters."""
         return not _is_zero(self.x_T)
+
+    def coefficients(self) -> Iterator[Coefficient]:
+        """Every coefficient that is there, the noise's included."""
+        yield from (self.x, self.x_T, *self.m.values())
+        if self.noise is not None:
+            yield self.noise.coefficient
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """The tensor-valued coefficients."""
@@ -103,10 +129,10 @@ def _check_coefficient(c: Any) -> None:
     if isinstance(c, torch.Tensor):
         if not c.is_floating_point() or not bool(torch.isfinite(c).all()):
             raise PlanError("a tensor coefficient is not floating point or holds NaN or infinity")
-    elif not isinstance(c, float) and not (isinstance(c, int) and not isinstance(c, bool)):
+    elif not isinstance(c, (float, Late)) and not (isinstance(c, int) and not isinstance(c, bool)):
         raise PlanError(f"a coefficient is {type(c).__name__} {c!r}, expected a Python float or a tensor")
-    elif not math.isfinite(c):
-        raise PlanError(f"a coefficient is {c!r}: the step is degenerate for this solver and grid")
+    elif not math.isfinite(float(c)):
+        raise PlanError(f"a coefficient is {float(c)!r}: the step is degenerate for this solver and grid")
 
 
 IDENTITY = Row(x=1.0)
@@ -190,6 +216,11 @@ class Plan:
             yield stage.predict
             yield stage.carry
         yield self.final
+
+    @cached_property
+    def late(self) -> bool:
+        """Whether any coefficient depends on the data (see ``Late``)."""
+        return any(isinstance(c, Late) for row in self.rows() for c in row.coefficients())
 
     @property
     def stochastic(self) -> bool:

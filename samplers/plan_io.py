@@ -91,6 +91,8 @@ def plan_to_data(plan: Plan, tensors: dict[str, torch.Tensor]) -> dict[str, Any]
         tensors[where] = c.detach().cpu().contiguous()
         return {"tensor": where}
 
+    if plan.late:
+        raise PlanError("a plan whose coefficients depend on the data cannot be saved; save its recipe (plan.recipe.to_json())")
     if plan.start is not None:
         raise PlanError("a plan with a start transform cannot be saved; save its recipe (plan.recipe.to_json())")
     stages = [

@@ -102,6 +102,10 @@ class Recipe:
         for i, (name, options) in enumerate(self.correctors[:count]):
             if not isinstance(plan, Plan):
                 raise OptionError(f"the corrector {name} needs a fixed grid; {self.solver} chooses its steps while running")
+            if plan.late:
+                raise OptionError(
+                    f"{name} cannot act on coefficients that {self.correctors[i - 1][0]} makes depend on the data: put it before"
+                )
             if name in REPLANNERS:
                 plan = REPLANNERS[name](partial(self._build, count=i), grid, **options)
             else:
