@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .sampling import make_sampler, recipe_of
@@ -9,18 +10,18 @@ from .solvers import checked
 from .widgets import inputs, option_values, step_list_problem
 
 
-class FewStepUniC:
-    """UniC after any multistep solver."""
+class CorrectorNode:
+    """What corrector nodes share. A subclass names its corrector, the options it shows, and its words."""
 
-    DISPLAY_NAME = "UniC Corrector (FewStep)"
+    CORRECTOR: ClassVar[str]
+    SHOWN: ClassVar[tuple[str, ...]]
+    CHANGES: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    TAKES: ClassVar[str]
+    DISPLAY_NAME: ClassVar[str]
+
     CATEGORY = "FewStep/correctors"
-    DESCRIPTION = (
-        "Corrects every step of a multistep solver with the next step's evaluation, at no cost (Zhao et al. 2023). Works after "
-        "DPM-Solver++ Multistep, DEIS, iPNDM and DDIM without noise; UniPC has it built in."
-    )
-    SEARCH_ALIASES: ClassVar[list[str]] = ["corrector", "unipc"]
     RETURN_TYPES = ("SAMPLER",)
-    OUTPUT_TOOLTIPS = ("The same solver with the corrector.",)
+    OUTPUT_TOOLTIPS: ClassVar[tuple[str, ...]] = ("The same solver with the corrector.",)
     FUNCTION = "correct"
 
     @classmethod
@@ -29,22 +30,52 @@ class FewStepUniC:
         from ..samplers import solver_options
 
         return {"required": {
-            "sampler": ("SAMPLER", {"tooltip": "A FewStep solver with one evaluation per step."}),
-            **inputs(solver_options("unic"), ("order", "variant", "disable"), {
-                "order": {"tooltip": "Order of the corrector, mostly that of the solver; the result gains one order."},
-            }),
+            "sampler": ("SAMPLER", {"tooltip": cls.TAKES}), **inputs(solver_options(cls.CORRECTOR), cls.SHOWN, cls.CHANGES),
         }}
+
+    def correct(self, sampler: Any, **widgets: Any) -> tuple[Any]:
+        """The new SAMPLER; raises PlanError for solvers that cannot be corrected so."""
+        from ..samplers import solver_options
+
+        options = option_values(widgets, solver_options(self.CORRECTOR))
+        return (make_sampler(checked(recipe_of(sampler).corrected(self.CORRECTOR, **options))),)
+
+
+class FewStepUniC(CorrectorNode):
+    """UniC after any multistep solver."""
+
+    CORRECTOR = "unic"
+    SHOWN = ("order", "variant", "disable")
+    CHANGES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "order": {"tooltip": "Order of the corrector, mostly that of the solver; the result gains one order."},
+    }
+    TAKES = "A FewStep solver with one evaluation per step."
+    DISPLAY_NAME = "UniC Corrector (FewStep)"
+    DESCRIPTION = (
+        "Corrects every step of a multistep solver with the next step's evaluation, at no cost (Zhao et al. 2023). Works after "
+        "DPM-Solver++ Multistep, DEIS, iPNDM and DDIM without noise; UniPC has it built in."
+    )
+    SEARCH_ALIASES: ClassVar[list[str]] = ["corrector", "unipc"]
 
     @classmethod
     def VALIDATE_INPUTS(cls, disable: str | None = None) -> bool | str:
         """The host cannot check a list of numbers in a text."""
         return step_list_problem("disable", disable)
 
-    def correct(self, sampler: Any, **widgets: Any) -> tuple[Any]:
-        """The new SAMPLER; raises PlanError for solvers that cannot be corrected."""
-        from ..samplers import solver_options
 
-        return (make_sampler(checked(recipe_of(sampler).corrected("unic", **option_values(widgets, solver_options("unic"))))),)
+class FewStepTimeShift(CorrectorNode):
+    """Time shift on any solver with a plan known ahead."""
+
+    CORRECTOR = "time_shift"
+    SHOWN = ("window", "cutoff", "wiring", "clamp")
+    TAKES = "A FewStep solver, with its other correctors if it has any."
+    DISPLAY_NAME = "Time Shift (FewStep)"
+    DESCRIPTION = (
+        "Re-labels each sampled state with the nearby training time whose noise variance it shows (Li et al. 2024), picture by "
+        "picture and at no extra evaluation. Made for pixel models, whose pictures have a variance below 1; on latents of unit "
+        "variance the rule saturates at the edge of its window. Put it last, after other correctors."
+    )
+    SEARCH_ALIASES: ClassVar[list[str]] = ["exposure bias", "ts-ddim", "time shift sampler"]
 
 
-NODES = (FewStepUniC,)
+NODES = (FewStepUniC, FewStepTimeShift)

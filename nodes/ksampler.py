@@ -29,7 +29,7 @@ def preset(solver: str, frame: Frame, steps: int) -> Recipe:
         options = {"ab_order": min(known["ab_order"].default, steps - 1)}
         if not frame.time.is_model_time:
             options["basis"] = "log_rho"
-    elif "order" in known and solver not in ("dpm_solver_adaptive", "dpm_solver_singlestep"):
+    elif "order" in known and solver not in ("dpm_solver_adaptive", "dpm_solver_singlestep", "pndm"):
         options = {"order": min(known["order"].default, steps)}
     return Recipe(solver, options)
 

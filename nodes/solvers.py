@@ -231,7 +231,24 @@ class FewStepIPNDM(SolverNode):
     SEARCH_ALIASES: ClassVar[list[str]] = ["pndm", "plms"]
 
 
+class FewStepPNDM(SolverNode):
+    """PNDM."""
+
+    SOLVER = "pndm"
+    SHOWN = ("order",)
+    CHANGES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "order": {"low": 2, "high": 4, "tooltip": "4: F-PNDM, its first three steps take four evaluations each. 2: S-PNDM, its "
+                                                  "first step takes two. 3 does not exist."},
+    }
+    DISPLAY_NAME = "PNDM (FewStep)"
+    DESCRIPTION = (
+        "Pseudo numerical methods (Liu et al. 2022): iPNDM with a Runge-Kutta start, so it takes more evaluations than steps. "
+        "Made for evenly spaced steps: combine it with the schedule uniform_t."
+    )
+    SEARCH_ALIASES: ClassVar[list[str]] = ["f-pndm", "s-pndm", "plms"]
+
+
 NODES = (
     FewStepDDIM, FewStepDPMSolverMultistep, FewStepDPMSolverSinglestep, FewStepDPMSolverAdaptive, FewStepDPMSolverSDE,
-    FewStepUniPC, FewStepDEIS, FewStepDEISRungeKutta, FewStepIPNDM,
+    FewStepUniPC, FewStepDEIS, FewStepDEISRungeKutta, FewStepIPNDM, FewStepPNDM,
 )

@@ -29,8 +29,10 @@ WORDS: dict[str, Word] = {
     "atol": Word("Absolute tolerance of the step-size control, per latent value. Smaller means more evaluations.", 1e-5, 10.0),
     "basis": Word("Variable in which past outputs are extrapolated: t is the model's own time (published tAB, the best for "
                   "most models), log_rho also suits models without one, rho is for comparison."),
+    "clamp": Word("Keeps every step going forward, from noise to picture. The authors' code does not.", advanced=True),
     "corrector": Word("Re-uses the next step's evaluation to correct the step before it; costs nothing. Off leaves the "
                       "predictor UniP."),
+    "cutoff": Word("Training time up to which nothing is shifted, of 1000. The authors use 200 to 400.", 0.0, 999.0),
     "disable_corrector": Word("Steps without the corrector, counted from 0, for example '0' or '0, 2'. Leaving out step 0 often "
                               "helps at large guidance. Empty: none.", advanced=True),
     "disable": Word("Steps without the corrector, counted from 0, for example '0' or '0, 2'. Leaving out step 0 often helps at "
@@ -57,6 +59,11 @@ WORDS: dict[str, Word] = {
     "thresholding": Word("Dynamic thresholding of x_0. For pixel-space models only: latents have no fixed range.", advanced=True),
     "variant": Word("bh2 as published for few steps, bh1 for unguided models, vary_coeff with exact weights; "
                     "vary_coeff_official reproduces the authors' code."),
+    "window": Word("Width of the window of training times to choose from, of 1000: about 10 to 80, wider for fewer steps. 0 is "
+                   "off.", 0, 1000),
+    "wiring": Word("paper: a state is re-labelled and the next step starts there. target, label and dpm_solver are what the "
+                   "authors' code does for PNDM and DDIM, for DEIS, and for DPM-Solver of order 2 with noise prediction.",
+                   advanced=True),
 }
 
 

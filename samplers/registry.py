@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
+from .correctors.time_shift import time_shift
 from .correctors.unic import unic
 from .errors import OptionError, check_choice, suggest
 from .grids import Grid
@@ -18,6 +19,7 @@ from .solvers.dpm_adaptive import AdaptivePlan, dpm_solver_adaptive
 from .solvers.dpm_multistep import dpm_solver_multistep
 from .solvers.dpm_sde import dpm_solver_sde_multistep, dpm_solver_sde_singlestep
 from .solvers.dpm_singlestep import dpm_solver_singlestep
+from .solvers.pndm import pndm
 from .solvers.unipc import unipc
 from .start import StartTransform
 
@@ -32,10 +34,13 @@ SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
     "deis_ab": deis_ab,
     "deis_rk": deis_rk,
     "ipndm": ipndm,
+    "pndm": pndm,
 }
 CORRECTORS: dict[str, Callable[..., Plan]] = {"unic": unic}  # plan -> plan
-REPLANNERS: dict[str, Callable[..., Plan]] = {}  # (grid -> plan, grid) -> plan: those that plan on other grids too
-STARTS: dict[str, Callable[..., tuple[StartTransform, Grid]]] = {}  # grid -> (transform, the grid that is left)
+# (grid -> plan, grid) -> plan: those that plan on other grids too
+REPLANNERS: dict[str, Callable[..., Plan]] = {"time_shift": time_shift}
+# grid -> (transform, the grid that is left)
+STARTS: dict[str, Callable[..., tuple[StartTransform, Grid]]] = {}
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,6 @@ def ipndm(grid: Grid, *, order: int = 4) -> Plan:
         used = 1 if step.first_order_only else usable_history(grid, i, min(order, i + 1))
         weights = IPNDM_WEIGHTS[used - 1]
         gain = step.row({}, newest=0).m.get(0, 0.0)
-        row = Row(x=step.A, m={i - j: gain * w for j, w in enumerate(weights)})
+        row = Row(x=step.A, m={i - j: float(gain) * w for j, w in enumerate(weights)})  # type: ignore[arg-type]
         stages.append(Stage(node, row, kind=stage_kind(node, "noise"), step=i))
     return Plan(tuple(stages), tuple(grid.nodes))

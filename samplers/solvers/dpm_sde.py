@@ -75,6 +75,8 @@ def ancestral(source: Node, target: Node, eta: float) -> tuple[float, float]:
     ``kept^2 + added^2 = rho_target^2``. The same split as DDIM's eta (Song et al. 2021, eq. 16).
     """
     a, b = source.rho, target.rho
+    if eta == 0:
+        return b, 0.0
     added = min(b, eta * b) if math.isinf(a) else min(b, eta * b * math.sqrt(-math.expm1(2 * (source.lambda_ - target.lambda_))))
     return math.sqrt(max((b - added) * (b + added), 0.0)), added
 

@@ -9,7 +9,6 @@ from ..grids import Grid, Node
 from ..plan import IDENTITY, Plan, Row, Stage
 from ..times import DiscreteTime
 from .deis import IPNDM_WEIGHTS
-from .dpm_multistep import require_steps
 from .exponential import Step
 
 RUNGE_KUTTA_STEPS = {2: 1, 4: 3}
@@ -22,23 +21,24 @@ def pndm(grid: Grid, *, order: int = 4) -> Plan:
         order: 4 is F-PNDM (three steps of four evaluations first, then one each), 2 is S-PNDM (one step of two).
 
     The middle of a Runge-Kutta step lies half-way in the model's time, on a training step where the model has a table. A step
-    to sigma 0 is DDIM on the latest prediction alone. Raises OptionError for grids that start at pure noise (alpha 0).
+    from pure noise, where a noise prediction says nothing, is DDIM on x_0 and comes before the start; one to sigma 0 is DDIM
+    on the latest prediction alone.
     """
     check_integer("order", order, 2, 4)
     if order == 3:
         raise OptionError("PNDM is published with order 2 (S-PNDM) and 4 (F-PNDM), not 3")
-    if grid.alpha[0] == 0:
-        raise OptionError("PNDM needs noise predictions from the first step on: start below pure noise (alpha above 0)")
     start = RUNGE_KUTTA_STEPS[order]
-    require_steps(grid, start + 1)
     stages: list[Stage] = []
     history: list[int] = []  # the first output of every step
     for i in range(grid.steps):
         source, target, first = grid.node(i), grid.node(i + 1), len(stages)
+        if source.alpha == 0:
+            stages.append(Stage(source, Step.between(source, target, "data").row({}, newest=first), step=i))
+            continue
         history.append(first)
         if target.sigma == 0:
             stages.append(_stage(source, _ddim(source, target, {first: 1.0}), i))
-        elif i >= start:
+        elif len(history) > start:
             weights = zip(reversed(history), IPNDM_WEIGHTS[order - 1], strict=False)
             stages.append(_stage(source, _ddim(source, target, dict(weights)), i))
         else:

@@ -13,6 +13,7 @@ from fewstep.samplers.errors import DenoiserError, Interrupted, NoiseError, Plan
 from fewstep.samplers.grids import Node
 from fewstep.samplers.hooks import Hook, StateHook
 from fewstep.samplers.plan import IDENTITY, NoiseTerm, Plan
+from host_reads import HostReads
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,38 +33,21 @@ def shrink(x, sigma):
     return x / (1 + sigma.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) ** 2)
 
 
-@pytest.fixture
-def reads(monkeypatch):
-    """Counts host reads: by the dispatcher (item, bool, float) and by the methods that pass it by (tolist, numpy)."""
-    counted = []
-
-    class Mode(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
-                counted.append(func)
-            return func(*args, **(kwargs or {}))
-
-    for name in ("tolist", "numpy"):
-        original = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, _f=original, **k: counted.append(_f) or _f(self, *a, **k))
-    with Mode():
-        yield counted
-
-
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
-def test_no_host_reads_while_a_plan_runs(name, options, reads):
+def test_no_host_reads_while_a_plan_runs(name, options):
     plan = make_plan(name, FRAME, GRID, **options)
-    x = torch.randn(2, 4, 8, 8) * 14.6
-    before, log = len(reads), []
-    run(plan, shrink, x, seed=1, callback=lambda p: log.append(len(reads) - before))
+    x, log = torch.randn(2, 4, 8, 8) * 14.6, []
+    with HostReads() as reads:
+        run(plan, shrink, x, seed=1, callback=lambda p: log.append(reads.count))
     assert log == [0] * plan.nfe, "the loop read a tensor on the host"
-    assert len(reads) == before + 1, "after the loop the engine reads once, to see whether all predictions were finite"
+    assert reads.count == 1, "after the loop the engine reads once, to see whether all predictions were finite"
 
 
-def test_the_read_counter_counts(reads):
+def test_the_read_counter_counts():
     plan = make_plan("ddim", FRAME, GRID)
     log = []
-    run(plan, lambda x, s: shrink(x, s) if bool((x > 0).any()) and float(x[0, 0]) else x, torch.ones(1, 4), callback=lambda p: log.append(len(reads)))
+    with HostReads() as reads:
+        run(plan, lambda x, s: shrink(x, s) if bool((x > 0).any()) and x.tolist() else x, torch.ones(1, 4), callback=lambda p: log.append(reads.count))
     assert log[0] == 2 and log[-1] == 2 * plan.nfe
 
 
