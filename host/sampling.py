@@ -35,6 +35,11 @@ def full_mask(mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return mask.reshape(shape[0], *(1,) * (len(shape) - 3), *shape[-2:]).expand(*shape).contiguous()
 
 
+def per_row(tensor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A CONDITIONING's tensor [N, T, C] for a batch: row i gets entry i, and after the last the first again."""
+    return tensor.to(x).repeat(math.ceil(len(x) / len(tensor)), 1, 1)[: len(x)]
+
+
 class CFGGuider:
     """Classifier-free guidance; ``inner_model`` is the model, called with (x, sigma) it gives the guided x_0."""
 
@@ -51,7 +56,7 @@ class CFGGuider:
             return self._predict(x, sigma, self.positive)
         if len(self.negative) == 1 == len(self.positive) and self.negative[0][0].shape[1] == self.positive[0][0].shape[1]:
             both = [self.negative[0][0], self.positive[0][0]]  # the host's order: uncond first
-            context = torch.cat([c.to(x).expand(len(x), -1, -1) for c in both])
+            context = torch.cat([per_row(c, x) for c in both])
             denoised = self.inner_model.apply_model(torch.cat([x, x]), torch.cat([sigma, sigma]), context)
             uncond, cond = denoised.chunk(2)
         else:
@@ -63,7 +68,7 @@ class CFGGuider:
         """The mean over the entries of a CONDITIONING, by their strength."""
         weights = [float(options.get("strength", 1.0)) for _, options in conditioning]
         parts = [
-            weight * self.inner_model.apply_model(x, sigma, tensor.to(x).expand(len(x), -1, -1))
+            weight * self.inner_model.apply_model(x, sigma, per_row(tensor, x))
             for weight, (tensor, _) in zip(weights, conditioning, strict=True)
         ]
         return parts[0] if len(parts) == 1 and weights[0] == 1 else torch.stack(parts).sum(0) / sum(weights)

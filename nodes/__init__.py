@@ -13,7 +13,7 @@ from typing import Any
 
 log = logging.getLogger("fewstep")
 
-MODULES = ("demo", "solvers", "correctors", "schedule", "schedules", "ksampler", "inspector", "calibration")
+MODULES = ("demo", "solvers", "correctors", "schedule", "schedules", "ksampler", "inspector", "calibration", "prompts")
 
 
 def collect(modules: tuple[str, ...] = MODULES) -> tuple[dict[str, type[Any]], dict[str, str]]:

@@ -37,7 +37,7 @@ CONTRACT = {
     "FewStepPlanInspector": ("model sampler sigmas", "IMAGE STRING"),
 }
 CLASSES = nodes.NODE_CLASS_MAPPINGS
-SOCKETS = {"MODEL", "CONDITIONING", "LATENT", "SAMPLER", "SIGMAS"}
+SOCKETS = {"CLIP", "FEWSTEP_CALIBRATION", "MODEL", "CONDITIONING", "LATENT", "SAMPLER", "SIGMAS"}
 
 
 def entries(node):
