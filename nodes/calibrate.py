@@ -7,18 +7,18 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .calibration import SOCKET, CalibrationInput, fingerprint_of, register_folders, summary
 from .host import get_host
-from .inside import work_inside
+from .inside import Session, work_inside
 from .progress import as_image, chart, reporter
 
 if TYPE_CHECKING:
     from ..samplers.calibration.fingerprint import Fingerprint
     from ..samplers.calibration.job import Job
     from ..samplers.calibration.store import Calibration
-    from ..samplers.engine import Denoiser
     from ..samplers.frames import Frame
 
 log = logging.getLogger("fewstep")
@@ -77,10 +77,8 @@ class CalibrateNode:
         """Evaluations of the guided model (samples times calls), known before any."""
         raise NotImplementedError
 
-    def work(
-        self, denoiser: Denoiser, frame: Frame, like: Any, seed: int, job: Job, widgets: Mapping[str, Any]
-    ) -> Calibration:
-        """Measures. ``like`` [B, ...] has the size, device and dtype of the states."""
+    def work(self, session: Session, cfg: float, seed: int, job: Job, widgets: Mapping[str, Any]) -> Calibration:
+        """Measures, and keeps its state in ``job``."""
         raise NotImplementedError
 
     @classmethod
@@ -123,11 +121,9 @@ class CalibrateNode:
         job = Job(total, settings, partial=file.with_suffix(".partial"), report=report)
         found: list[Calibration] = []
 
-        def work(denoiser: Denoiser, inner: Frame, like: Any) -> None:
-            from contextlib import nullcontext
-
-            with job, host.differentiable(model) if self.GRADIENTS else nullcontext():
-                found.append(self.work(denoiser, inner, like, seed, job, widgets))
+        def work(session: Session) -> None:
+            with host.differentiable(model) if self.GRADIENTS else nullcontext():
+                found.append(self.work(session, cfg, seed, job, widgets))
 
         work_inside(model, positive, negative, cfg, latent_image, seed, work)
         made = self._finished(found[0], model_print, cfg, latent_image)
