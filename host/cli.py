@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from .serve_command import DemoCheckpoint, register
+
 if TYPE_CHECKING:
     from .embedded import EmbeddedHost
 
@@ -59,13 +61,16 @@ def _fail(message: str, code: int) -> NoReturn:
 
 @app.command()
 def run(
-    workflow: Annotated[Path, typer.Argument(help="A workflow in API form (JSON), or a PNG saved with one inside.")],
+    workflow: Annotated[Path, typer.Argument(help="A workflow as the browser saves it or in API form (JSON), or a PNG saved "
+                                                  "with one inside.")],
     out: Out = Path("out"),
+    demo_checkpoint: DemoCheckpoint = False,
 ) -> None:
     """Run a workflow file and save its pictures.
 
-    The workflow may use FewStep's nodes and CLIPTextEncode, EmptyLatentImage, VAEDecode, VAEEncode, SamplerCustom, SaveImage
-    and PreviewImage. Everything wrong with it is reported before anything runs.
+    The workflow may use FewStep's nodes and the stock nodes of the example workflows: prompts, empty latents, VAE, masks,
+    KSampler, SamplerCustom and SamplerCustomAdvanced with their parts, and saving. Everything wrong with it is reported before
+    anything runs, and then nothing is written.
 
     Exit codes: 0 done, 1 an error while running, 2 bad input, 130 interrupted.
     """
@@ -73,7 +78,7 @@ def run(
         from .workflows import load_workflow
 
         prompt, extra = load_workflow(workflow)
-        _execute(prompt, extra, out)
+        _execute(prompt, extra, out, demo_checkpoint)
 
 
 @app.command()
@@ -163,16 +168,15 @@ def solvers() -> None:
                 print(f"    {option:<18} {default}" + (f"  (or {', '.join(others)})" if others else ""))
 
 
-def _execute(prompt: Any, extra: dict[str, Any], out: Path) -> None:
-    """Runs a workflow with a progress bar; prints the files and the seconds."""
-    from .executor import Executor
+def _execute(prompt: Any, extra: dict[str, Any], out: Path, demo_checkpoint: bool = False) -> None:
+    """Runs a workflow with a progress bar; prints the files and the seconds. One faulty output is enough to refuse it."""
+    from .executor import Executor, all_classes
+    from .validate import refuse
 
     with _host_with_bar(out) as host:
-        result = Executor(host).execute(prompt, extra)
-    if result.node_errors:
-        from .validate import describe
-
-        print(f"fewstep: some outputs were left out:\n{describe(result.node_errors)}", file=sys.stderr)
+        executor = Executor(host, all_classes(demo_checkpoint))
+        refuse(executor.check(prompt).node_errors)
+        result = executor.execute(prompt, extra)
     folders = {"output": host.output_directory, "temp": host.temp_directory}
     for ui in result.ui.values():
         for image in ui.get("images", []):
@@ -200,7 +204,5 @@ def _host_with_bar(out: Path) -> Iterator[EmbeddedHost]:
 
         yield EmbeddedHost(out, on_progress=progress)
 
-
-from .serve_command import register  # noqa: E402
 
 register(app)

@@ -15,7 +15,7 @@ from ..nodes.gradients import own_tensors
 from ..nodes.host import HostError, get_host
 from .errors import InterruptProcessingException
 from .model import demo_model
-from .sampling import KSampler, sample_custom, start_noise
+from .sampling import CFGGuider, KSampler, Noise, fitted
 
 ProgressListener = Callable[[int, int, torch.Tensor | None], None]  # (value, total, denoised)
 
@@ -90,16 +90,14 @@ class EmbeddedHost:
         latent: Mapping[str, Any],
     ) -> dict[str, Any]:
         """See ``Host``."""
-        return self.sample_both(model, seed, cfg, sampler, sigmas, positive, negative, latent)[0]
+        return self.sample_guided(CFGGuider(model, positive, negative, cfg), Noise(seed), sampler, sigmas, latent)[0]
 
     # for the stock nodes and whoever drives the host
-    def sample_both(
-        self, model: Any, seed: int, cfg: float, sampler: Any, sigmas: torch.Tensor, positive: Any, negative: Any,
-        latent: Mapping[str, Any], *, add_noise: bool = True,
+    def sample_guided(
+        self, guider: CFGGuider, noise: Noise, sampler: Any, sigmas: torch.Tensor, latent: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(LATENT of the result, LATENT of the last x_0 prediction); without ``add_noise`` the start noise is zero."""
-        image = latent["samples"]
-        noise = start_noise(image, seed, latent.get("batch_index")) if add_noise else torch.zeros_like(image)
+        """(LATENT of the result, LATENT of the last x_0 prediction)."""
+        latent = {**latent, "samples": fitted(latent["samples"], guider.inner_model.latent_channels)}
         last: dict[str, torch.Tensor] = {}
 
         def progress(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
@@ -108,9 +106,9 @@ class EmbeddedHost:
 
         start = time.perf_counter()
         try:
-            samples = sample_custom(
-                model, noise, cfg, sampler, sigmas, positive, negative, image, noise_mask=latent.get("noise_mask"),
-                callback=progress, seed=seed,
+            samples = guider.sample(
+                noise.generate_noise(latent), latent["samples"], sampler, sigmas, denoise_mask=latent.get("noise_mask"),
+                callback=progress, seed=noise.seed,
             )
         finally:
             self.sampling_seconds += time.perf_counter() - start

@@ -19,14 +19,15 @@ from ..nodes.host import use_host
 from . import stock
 from .embedded import EmbeddedHost
 from .errors import InterruptProcessingException, NodeExecutionError
+from .stock_loaders import loaders
 from .validate import Checked, Classes, Prompt, check_prompt, input_specs, is_link, ordered
 
 Emit = Callable[[str, dict[str, Any]], None]
 
 
-def all_classes() -> dict[str, type[Any]]:
-    """The pack's nodes and the stock nodes built in here, by id."""
-    return {**{node.__name__: node for node in stock.NODES}, **NODE_CLASS_MAPPINGS}
+def all_classes(demo_checkpoint: bool = False) -> dict[str, type[Any]]:
+    """The pack's nodes and the stock nodes built in here, by id; ``demo_checkpoint``: see ``stock_loaders``."""
+    return {**loaders(demo_checkpoint), **{node.__name__: node for node in stock.NODES}, **NODE_CLASS_MAPPINGS}
 
 
 @dataclass(frozen=True)

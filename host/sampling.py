@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,11 +41,42 @@ def per_row(tensor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return tensor.to(x).repeat(math.ceil(len(x) / len(tensor)), 1, 1)[: len(x)]
 
 
+@dataclass(frozen=True)
+class Noise:
+    """The NOISE socket: start noise of a seed, or none."""
+
+    seed: int = 0
+    empty: bool = False
+
+    def generate_noise(self, latent: Mapping[str, Any]) -> torch.Tensor:
+        """Noise for a LATENT."""
+        samples: torch.Tensor = latent["samples"]
+        return torch.zeros_like(samples) if self.empty else start_noise(samples, self.seed, latent.get("batch_index"))
+
+
+def fitted(samples: torch.Tensor, channels: int) -> torch.Tensor:
+    """A latent [B, C, ...] that the model can take: an empty one (all zero) gets its number of channels.
+
+    Raises HostInputError for other latents that the model cannot take.
+    """
+    if samples.shape[1] == channels:
+        return samples
+    if not samples.any():
+        return samples.new_zeros(samples.shape[0], channels, *samples.shape[2:])
+    raise HostInputError(
+        f"the latent has {samples.shape[1]} channels {list(samples.shape)}, this model works on {channels}: "
+        "use a latent made for it"
+    )
+
+
 class CFGGuider:
-    """Classifier-free guidance; ``inner_model`` is the model, called with (x, sigma) it gives the guided x_0."""
+    """The GUIDER socket: classifier-free guidance. Called with (x, sigma) it gives the guided x_0; ``inner_model`` is the model.
+
+    Without guidance (cfg 1) ``negative`` may be None.
+    """
 
     def __init__(self, model: Any, positive: Any, negative: Any, cfg: float) -> None:
-        self.patcher = model
+        self.model_patcher = model
         self.inner_model = model.patched_model()
         self.positive, self.negative, self.cfg = positive, negative, cfg
 
@@ -63,6 +95,18 @@ class CFGGuider:
             uncond, cond = self._predict(x, sigma, self.negative), self._predict(x, sigma, self.positive)
         guided: torch.Tensor = uncond + (cond - uncond) * self.cfg
         return guided
+
+    def sample(
+        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: torch.Tensor, *,
+        denoise_mask: torch.Tensor | None = None, callback: StepCallback | None = None, seed: int | None = None,
+    ) -> torch.Tensor:
+        """Samples a latent [B, C, ...]. Without sigmas the latent comes back."""
+        if len(sigmas) == 0:
+            return latent_image
+        mask = None if denoise_mask is None else full_mask(denoise_mask, latent_image.shape)
+        extra_args = {"model_options": self.model_patcher.model_options, "seed": seed}
+        samples: torch.Tensor = sampler.sample(self, sigmas, extra_args, callback, noise, latent_image, mask)
+        return samples.float()
 
     def _predict(self, x: torch.Tensor, sigma: torch.Tensor, conditioning: Any) -> torch.Tensor:
         """The mean over the entries of a CONDITIONING, by their strength."""
@@ -124,27 +168,3 @@ class KSampler:
         )
         result: torch.Tensor = sampling.inverse_noise_scaling(sigmas[-1], samples)
         return result
-
-
-def sample_custom(
-    model: Any, noise: torch.Tensor, cfg: float, sampler: Any, sigmas: torch.Tensor, positive: Any, negative: Any,
-    latent_image: torch.Tensor, *, noise_mask: torch.Tensor | None = None, callback: StepCallback | None = None,
-    seed: int | None = None,
-) -> torch.Tensor:
-    """Samples a latent [B, C, ...]: guidance, mask, and the SAMPLER. Without sigmas the latent comes back.
-
-    Raises HostInputError for latents that the network cannot take.
-    """
-    if len(sigmas) == 0:
-        return latent_image
-    guider = CFGGuider(model, positive, negative, cfg)
-    channels = guider.inner_model.latent_channels
-    if latent_image.shape[1] != channels:
-        raise HostInputError(
-            f"the latent has {latent_image.shape[1]} channels {list(latent_image.shape)}, this model works on {channels}: "
-            "use a latent made for it"
-        )
-    mask = None if noise_mask is None else full_mask(noise_mask, latent_image.shape)
-    extra_args = {"model_options": model.model_options, "seed": seed}
-    samples: torch.Tensor = sampler.sample(guider, sigmas, extra_args, callback, noise, latent_image, mask)
-    return samples.float()

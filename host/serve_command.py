@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 LOOPBACK = "127.0.0.1"
+DemoCheckpoint = Annotated[bool, typer.Option(
+    "--demo-checkpoint", help="Load Checkpoint gives the demo model, so that the default graph runs.")]
 
 
 def serve(
@@ -17,8 +19,7 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any free one.")] = 8188,
     out: Annotated[Path, typer.Option("--out", help="Folder for pictures, uploads and saved workflows.")] = Path("out"),
     frontend: Annotated[Path | None, typer.Option("--frontend", help="Folder with another version of the frontend.")] = None,
-    demo_checkpoint: Annotated[bool, typer.Option(
-        "--demo-checkpoint", help="Load Checkpoint gives the demo model, so that the default graph runs.")] = False,
+    demo_checkpoint: DemoCheckpoint = False,
     max_upload: Annotated[int, typer.Option("--max-upload", min=1, help="Largest request in MB.")] = 100,
 ) -> None:
     """Serve ComfyUI's own browser interface with FewStep's nodes and the demo model, without ComfyUI.

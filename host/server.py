@@ -20,8 +20,6 @@ from .server_events import Events
 from .server_guard import guard, is_loopback
 from .server_json import BadRequest, body_of, integer, respond
 from .server_queue import PromptQueue
-from .server_stock import default_graph_nodes
-from .validate import Classes
 
 log = logging.getLogger("fewstep")
 QUEUE: web.AppKey[PromptQueue] = web.AppKey("queue", PromptQueue)
@@ -50,18 +48,17 @@ class Options:
         return is_loopback(self.listen)
 
 
-def make_app(host: EmbeddedHost, options: Options | None = None, classes: Classes | None = None) -> web.Application:
+def make_app(host: EmbeddedHost, options: Options | None = None) -> web.Application:
     """The application; its queue starts and stops with it.
 
     Args:
         host: runs the workflows; uploads go to ``input`` and the browser's files to ``user`` in its output folder.
-        classes: nodes by id instead of all known ones.
 
     Raises HostInputError where there is no frontend.
     """
     options = options or Options()
     frontend = server_static.find_frontend(options.frontend)
-    nodes = {**default_graph_nodes(options.demo_checkpoint), **(all_classes() if classes is None else classes)}
+    nodes = all_classes(options.demo_checkpoint)
     events = Events(options.max_body)
     queue = PromptQueue(host, nodes, events)
     folders = {"output": host.output_directory, "temp": host.temp_directory, "input": host.output_directory / "input"}

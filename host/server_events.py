@@ -118,7 +118,7 @@ class Events:
     def _receive(self, client: Client, text: str) -> None:
         try:
             message = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if isinstance(message, dict) and message.get("type") == "feature_flags" and isinstance(message.get("data"), dict):
             client.features = message["data"]

@@ -29,15 +29,18 @@ def respond(data: Any, status: int = 200) -> web.Response:
     return web.json_response(text=dumps(data), status=status)
 
 
+def parse(text: bytes) -> Any:
+    """The JSON in a request. Raises BadRequest where it cannot be read."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
+
+
 async def body_of(request: web.Request) -> dict[str, Any]:
     """The JSON object in a request; an empty body is an empty object. Raises BadRequest for anything else."""
     text = await request.read()
-    if not text.strip():
-        return {}
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
+    data = parse(text) if text.strip() else {}
     if not isinstance(data, dict):
         raise BadRequest(f"the body is a JSON {type(data).__name__}, expected an object")
     return data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from .server_guard import inside
-from .server_json import BadRequest, body_of, dumps, respond
+from .server_json import BadRequest, body_of, dumps, parse, respond
 from .server_static import as_data, read_json
 
 DEFAULTS: dict[str, Any] = {"Comfy.TutorialCompleted": True}  # without it the gallery of templates opens at the first start
@@ -61,11 +60,7 @@ def _add_settings(routes: web.RouteTableDef, path: Path) -> None:
 
     @routes.post("/settings/{name}")
     async def store(request: web.Request) -> web.Response:
-        try:
-            value = json.loads(await request.read())
-        except ValueError as error:
-            raise BadRequest(f"the body is not JSON: {error}") from error
-        write(path, dumps({**load(), request.match_info["name"]: value}).encode())
+        write(path, dumps({**load(), request.match_info["name"]: parse(await request.read())}).encode())
         return web.Response()
 
 

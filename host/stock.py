@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from . import stock_masks
+from . import stock_custom, stock_masks, stock_sampling
 from .embedded import active
 from .errors import HostInputError
 from .files import save_images
@@ -110,44 +110,6 @@ class VAEEncode:
         return ({"samples": vae.encode(pixels[..., :3])},)
 
 
-class SamplerCustom:
-    """Sampling with a SAMPLER and SIGMAS."""
-
-    DISPLAY_NAME = "SamplerCustom"
-    CATEGORY = "sampling/custom_sampling"
-    DESCRIPTION = "Samples with any sampler and any sigmas."
-    RETURN_TYPES = ("LATENT", "LATENT")
-    RETURN_NAMES = ("output", "denoised_output")
-    OUTPUT_TOOLTIPS = ("The result at the last sigma.", "The model's last prediction of the clean latent.")
-    FUNCTION = "sample"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        """ComfyUI's description of the inputs."""
-        return {"required": {
-            "model": ("MODEL", {"tooltip": "The model that removes the noise."}),
-            "add_noise": ("BOOLEAN", {"default": True, "tooltip": "Off: the latent already holds its noise."}),
-            "noise_seed": ("INT", {
-                "default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Decides the noise.",
-            }),
-            "cfg": ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01, "tooltip": "Guidance."}),
-            "positive": ("CONDITIONING", {"tooltip": "What the picture should show."}),
-            "negative": ("CONDITIONING", {"tooltip": "What to keep away from."}),
-            "sampler": ("SAMPLER", {"tooltip": "The solver."}),
-            "sigmas": ("SIGMAS", {"tooltip": "The schedule."}),
-            "latent_image": ("LATENT", {"tooltip": "The latent to fill or to change."}),
-        }}
-
-    def sample(
-        self, model: Any, add_noise: bool, noise_seed: int, cfg: float, positive: Any, negative: Any, sampler: Any,
-        sigmas: torch.Tensor, latent_image: dict[str, Any],
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(LATENT at the last sigma, LATENT of the last prediction)."""
-        return active().sample_both(
-            model, noise_seed, cfg, sampler, sigmas, positive, negative, latent_image, add_noise=add_noise
-        )
-
-
 class SaveImage:
     """Pictures to PNG files."""
 
@@ -205,5 +167,6 @@ class PreviewImage(SaveImage):
 
 
 NODES: tuple[type[Any], ...] = (
-    CLIPTextEncode, EmptyLatentImage, VAEDecode, VAEEncode, SamplerCustom, SaveImage, PreviewImage, *stock_masks.NODES,
+    CLIPTextEncode, EmptyLatentImage, VAEDecode, VAEEncode, SaveImage, PreviewImage, *stock_sampling.NODES, *stock_custom.NODES,
+    *stock_masks.NODES,
 )

@@ -96,11 +96,15 @@ def check_prompt(prompt: Any, classes: Classes, targets: Iterable[str] | None = 
     }
     good = [o for o in outputs if not reach[o] & set(faults)]
     if not good:
-        raise WorkflowError(
-            error("prompt_outputs_failed_validation", "The workflow's outputs failed validation.", describe(node_errors)),
-            node_errors,
-        )
+        refuse(node_errors)
     return Checked(copy, good, node_errors)
+
+
+def refuse(node_errors: Mapping[str, Any]) -> None:
+    """Raises WorkflowError where there are faults."""
+    if node_errors:
+        message = error("prompt_outputs_failed_validation", "The workflow's outputs failed validation.", describe(node_errors))
+        raise WorkflowError(message, dict(node_errors))
 
 
 def describe(node_errors: Mapping[str, Any]) -> str:
@@ -151,8 +155,9 @@ def _check_form(prompt: Any, classes: Classes) -> None:
             ))
         if node["class_type"] not in classes:
             kind = node["class_type"]
+            hint = suggest(kind, classes) or "."
             raise WorkflowError(error(
-                "invalid_prompt", f"Cannot execute because the node class {kind} does not exist here{suggest(kind, classes)}.",
+                "invalid_prompt", f"Cannot execute because the node class {kind} does not exist here{hint}",
                 f"node '{i}'", node_id=i, class_type=kind,
             ))
 
@@ -197,11 +202,11 @@ def _check_link(spec: InputSpec, value: list[Any], prompt: Prompt, classes: Clas
         return bad("a link is a list [node id, output number].")
     source = str(value[0])
     if source not in prompt:
-        return bad(f"there is no node '{source}'{suggest(source, prompt)}.")
+        return bad(f"there is no node '{source}'{suggest(source, prompt) or '.'}")
     outputs = classes[prompt[source]["class_type"]].RETURN_TYPES
     if not 0 <= value[1] < len(outputs):
-        return bad(f"node '{source}' ({prompt[source]['class_type']}) has outputs 0 to {len(outputs) - 1}." if outputs else
-                   f"node '{source}' ({prompt[source]['class_type']}) has no outputs.")
+        there = ", ".join(f"{n} ({_name(kind)})" for n, kind in enumerate(outputs)) or "none"
+        return bad(f"node '{source}' ({prompt[source]['class_type']}) has no output {value[1]}; its outputs are: {there}.")
     received = outputs[value[1]]
     if not _fits(received, spec.type):
         fitting = [n for n, t in enumerate(outputs) if _fits(t, spec.type)]
@@ -236,7 +241,7 @@ def _check_constant(spec: InputSpec, value: Any, own: bool, classes: Classes) ->
             return None, value
         listed = ", ".join(map(str, choices[:20])) + (", ..." if len(choices) > 20 else "")
         return error(
-            "value_not_in_list", f"Value not in list: '{spec.name}' is {value!r}{suggest(str(value), map(str, choices))}.",
+            "value_not_in_list", f"Value not in list: '{spec.name}' is {value!r}{suggest(str(value), map(str, choices)) or '.'}",
             f"{spec.name}: {value!r} not in [{listed}]", **extra,
         ), value
     if spec.type in WIDGETS:

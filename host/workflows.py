@@ -33,10 +33,11 @@ def load_workflow(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 texts = dict(getattr(picture, "text", {}))
         except (OSError, ValueError, SyntaxError) as error:  # what PIL raises on damaged files
             raise HostInputError(f"{path} is not a readable picture: {error}") from error
-        workflow = _json(texts["workflow"], path) if "workflow" in texts else None
-        if "prompt" not in texts and workflow is None:
-            raise HostInputError(f"{path} is a picture without a workflow inside (no 'prompt' text)")
-        prompt = _json(texts["prompt"], path) if "prompt" in texts else workflow
+        found = {name: _json(texts[name], f"the text '{name}' in {path}") for name in ("prompt", "workflow") if name in texts}
+        if not found:
+            raise HostInputError(f"{path} is a picture without a workflow inside (it has no text 'prompt' or 'workflow')")
+        workflow = found.get("workflow")
+        prompt = found.get("prompt", workflow)
     else:
         prompt = _json(data, path)
     if is_ui_format(prompt):
@@ -49,11 +50,15 @@ def load_workflow(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return prompt, {} if workflow is None else {"extra_pnginfo": {"workflow": workflow}}
 
 
-def _json(text: str | bytes, path: Path) -> Any:
+def _json(text: str | bytes, name: str | Path) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise HostInputError(f"{path} is not JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise HostInputError(f"{name} is neither JSON nor a PNG picture") from error
+    except json.JSONDecodeError as error:
+        raise HostInputError(f"{name} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise HostInputError(f"{name} is not a workflow: its JSON is nested too deep to be read") from error
 
 
 def sample_workflow(

@@ -40,21 +40,24 @@ def _install() -> list[str]:
     import comfy.samplers as host
 
     added = []
-    for name, (solver, options) in SAMPLERS.items():
-        setattr(functions, f"sample_{name}", _sampler(solver, options))
+    for name in SAMPLERS:
+        setattr(functions, f"sample_{name}", sampler(name))
         for names in (host.KSAMPLER_NAMES, host.SAMPLER_NAMES):
             if name not in names:
                 names.append(name)
                 added.append(name)
-    for name, kind in SCHEDULES.items():
-        host.SCHEDULER_HANDLERS[name] = host.SchedulerHandler(_scheduler(kind))
+    for name in SCHEDULES:
+        host.SCHEDULER_HANDLERS[name] = host.SchedulerHandler(scheduler(name))
         if name not in host.SCHEDULER_NAMES:
             host.SCHEDULER_NAMES.append(name)
             added.append(name)
     return added
 
 
-def _sampler(solver: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+def sampler(name: str) -> Callable[..., Any]:
+    """The sampler function of an entry of ``SAMPLERS``, its order lowered where there are fewer steps than it needs."""
+    solver, options = SAMPLERS[name]
+
     def sample(
         model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None, **ignored: Any
     ) -> Any:
@@ -71,10 +74,12 @@ def _sampler(solver: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     return sample
 
 
-def _scheduler(kind: str) -> Callable[[Any, int], Any]:
+def scheduler(name: str) -> Callable[[Any, int], Any]:
+    """The function of (model_sampling, steps) of an entry of ``SCHEDULES``."""
+
     def sigmas(model_sampling: Any, steps: int) -> Any:
         from .schedule import sigmas_of
 
-        return sigmas_of(model_sampling, kind, steps)
+        return sigmas_of(model_sampling, SCHEDULES[name], steps)
 
     return sigmas

@@ -1,10 +1,23 @@
-"""The same fixtures as for the nodes."""
+"""The same fixtures as for the nodes, and the command line."""
 
 import importlib.util
 from pathlib import Path
+
+import pytest
 
 _path = Path(__file__).resolve().parents[1] / "nodes" / "conftest.py"
 _spec = importlib.util.spec_from_file_location("fewstep_test_fixtures", _path)
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 gaussian, host, text = _module.gaussian, _module.host, _module.text
+
+
+@pytest.fixture
+def cli(gaussian, monkeypatch, tmp_path):
+    """cli(*words) -> result, in an empty folder and with the Gaussian model as the demo."""
+    from fewstep.host.cli import app
+    from typer.testing import CliRunner
+
+    monkeypatch.setattr("fewstep.nodes.demo_parts.load_demo", gaussian.load)
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(app, [str(w) for w in words])

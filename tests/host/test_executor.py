@@ -148,7 +148,7 @@ def faults(executor, prompt):
     ({"pick": "gren"}, "value_not_in_list", "did you mean 'green'"),
     ({"n": ["9", 0]}, "bad_linked_input", "no node '9'"),
     ({"n": ["3"]}, "bad_linked_input", "a link is a list"),
-    ({"n": ["3", 5]}, "bad_linked_input", "outputs 0 to 1"),
+    ({"n": ["3", 5]}, "bad_linked_input", "no output 5; its outputs are: 0 (INT), 1 (STRING)"),
     ({"text": ["3", 0]}, "return_type_mismatch", "its output 1 would fit"),
 ])
 def test_faults_of_constants_and_links(executor, change, kind, words):

@@ -7,7 +7,7 @@ from fewstep.host.errors import HostInputError, InterruptProcessingException
 from fewstep.host.model import HostModel
 from fewstep.host.model_sampling import DiscreteSampling, FlowSampling
 from fewstep.host.sampling import full_mask, start_noise
-from fewstep.host.stock import SamplerCustom
+from fewstep.host.stock_sampling import SamplerCustom
 from fewstep.nodes import NODE_CLASS_MAPPINGS as NODES
 from fewstep.nodes.schedule import schedule
 
@@ -205,7 +205,12 @@ def test_masks_of_any_form_take_the_latents_shape():
 
 def test_wrong_channels_are_named(custom):
     with pytest.raises(HostInputError, match="16 channels"):
-        custom(latent_image={"samples": torch.zeros(1, 16, 8, 8)})
+        custom(latent_image={"samples": torch.ones(1, 16, 8, 8)})
+
+
+def test_an_empty_latent_takes_the_models_channels(custom):
+    sixteen, four = (custom(latent_image={"samples": torch.zeros(2, channels, 8, 8)})[0] for channels in (16, 4))
+    assert torch.equal(sixteen, four)
 
 
 def test_progress_and_cancel(host, custom):

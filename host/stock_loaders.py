@@ -1,4 +1,7 @@
-"""Stock nodes of the graphs that the browser opens with: the demo model stands in for a checkpoint, or they refuse."""
+"""Stock nodes that load models: the demo model stands in for a checkpoint if the user asked for it; else they refuse.
+
+They are known so that the graphs that browsers open with, and saved ones, can be opened and give a reason.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from ..nodes.host import get_host
 from .errors import HostInputError
 
 REFUSAL = (
-    "FewStep's embedded host loads no checkpoint files: use the node 'Demo Checkpoint (FewStep)', or start the server with "
+    "FewStep's embedded host loads no checkpoint files: use the node 'Demo Checkpoint (FewStep)', or start with "
     "--demo-checkpoint to get the demo model here"
 )
 
@@ -43,58 +46,8 @@ class CheckpointLoaderSimple:
 class _DemoCheckpointLoader(CheckpointLoaderSimple):
     """The demo model under the stock node's id."""
 
-    DESCRIPTION = "Gives the demo model, whatever file is named (the server was started with --demo-checkpoint)."
+    DESCRIPTION = "Gives the demo model, whatever file is named (--demo-checkpoint)."
     CHECKPOINTS: ClassVar[dict[str, str]] = {f"fewstep_demo_{form}": form for form in ("eps", "v", "flow")}
-
-
-class KSampler:
-    """Stock sampling, with FewStep's solvers of the same formulas."""
-
-    DISPLAY_NAME = "KSampler"
-    CATEGORY = "sampling"
-    DESCRIPTION = "Samples with the stock names of solvers that FewStep has."
-    RETURN_TYPES = ("LATENT",)
-    OUTPUT_TOOLTIPS = ("The sampled latent.",)
-    FUNCTION = "sample"
-    SAMPLERS: ClassVar[dict[str, str]] = {
-        "euler": "ddim", "ddim": "ddim", "dpmpp_2m": "dpm_solver_multistep", "uni_pc": "unipc", "ipndm": "ipndm",
-        "deis": "deis_ab",
-    }
-    SCHEDULERS: ClassVar[dict[str, str]] = {
-        "normal": "uniform_t", "karras": "karras", "exponential": "exponential", "beta": "beta",
-    }
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        """ComfyUI's description of the inputs."""
-        return {"required": {
-            "model": ("MODEL", {"tooltip": "The model that removes the noise."}),
-            "seed": ("INT", {
-                "default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Decides the noise.",
-            }),
-            "steps": ("INT", {"default": 20, "min": 1, "max": 10_000, "tooltip": "Number of steps."}),
-            "cfg": ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01, "tooltip": "Guidance."}),
-            "sampler_name": (list(cls.SAMPLERS), {"tooltip": "The solver."}),
-            "scheduler": (list(cls.SCHEDULERS), {"tooltip": "How the steps are spread."}),
-            "positive": ("CONDITIONING", {"tooltip": "What the picture should show."}),
-            "negative": ("CONDITIONING", {"tooltip": "What to keep away from."}),
-            "latent_image": ("LATENT", {"tooltip": "The latent to fill or to change."}),
-            "denoise": ("FLOAT", {
-                "default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "Below 1: how much of the latent is changed.",
-            }),
-        }}
-
-    def sample(
-        self, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, positive: Any, negative: Any,
-        latent_image: dict[str, Any], denoise: float = 1.0,
-    ) -> tuple[dict[str, Any]]:
-        """The new LATENT."""
-        from ..nodes.ksampler import FewStepKSampler
-
-        return FewStepKSampler().sample(
-            model, positive, negative, latent_image, seed, steps, cfg, self.SAMPLERS[sampler_name],
-            self.SCHEDULERS[scheduler], denoise,
-        )
 
 
 class EmptySD3LatentImage:
@@ -164,9 +117,7 @@ REFUSED = (
 )
 
 
-def default_graph_nodes(demo_checkpoint: bool) -> dict[str, type[Any]]:
-    """What the graphs that frontends open with need, by id; with ``demo_checkpoint`` the older one of them can run."""
-    return {
-        "CheckpointLoaderSimple": _DemoCheckpointLoader if demo_checkpoint else CheckpointLoaderSimple, "KSampler": KSampler,
-        "EmptySD3LatentImage": EmptySD3LatentImage, **{node.__name__: node for node in REFUSED},
-    }
+def loaders(demo_checkpoint: bool) -> dict[str, type[Any]]:
+    """The loaders by id; with ``demo_checkpoint`` CheckpointLoaderSimple gives the demo model."""
+    checkpoint = _DemoCheckpointLoader if demo_checkpoint else CheckpointLoaderSimple
+    return {"CheckpointLoaderSimple": checkpoint, **{node.__name__: node for node in (EmptySD3LatentImage, *REFUSED)}}
