@@ -74,8 +74,9 @@ def _run(
 
 def _simple(sampling: Any, steps: int) -> torch.Tensor:
     """Every n-th entry of the model's table, from the largest down."""
-    stride = len(sampling.sigmas) / steps
-    return sampling.sigmas[[-1 - int(i * stride) for i in range(steps)]]
+    table: torch.Tensor = sampling.sigmas
+    stride = len(table) / steps
+    return table[[-1 - int(i * stride) for i in range(steps)]]
 
 
 def _normal(sampling: Any, steps: int, last: bool = True) -> torch.Tensor:
@@ -86,15 +87,15 @@ def _normal(sampling: Any, steps: int, last: bool = True) -> torch.Tensor:
 
 def _karras(sampling: Any, steps: int) -> torch.Tensor:
     low, high = (float(s) ** (1.0 / RHO) for s in (sampling.sigma_min, sampling.sigma_max))
-    return torch.linspace(high, low, steps, dtype=torch.float64) ** RHO
+    return torch.linspace(high, low, steps) ** RHO
 
 
 def _exponential(sampling: Any, steps: int) -> torch.Tensor:
-    return torch.linspace(float(sampling.sigma_max.log()), float(sampling.sigma_min.log()), steps, dtype=torch.float64).exp()
+    return torch.linspace(float(sampling.sigma_max.log()), float(sampling.sigma_min.log()), steps).exp()
 
 
 def _ending(levels: Callable[[Any, int], torch.Tensor]) -> Callable[[Any, int], torch.Tensor]:
-    return lambda sampling, steps: torch.cat([levels(sampling, steps).float(), torch.zeros(1)])
+    return lambda sampling, steps: torch.cat([levels(sampling, steps), torch.zeros(1)])
 
 
 SAMPLERS: dict[str, Callable[..., torch.Tensor]] = {

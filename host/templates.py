@@ -145,12 +145,61 @@ def one_node() -> Prompt:
     return prompt
 
 
+def stock_ksampler() -> Prompt:
+    """The stock KSampler with FewStep's entries in its lists."""
+    prompt = common("v", "8", 4)
+    prompt["5"] = node(
+        "KSampler", model=["1", 0], seed=1, steps=8, cfg=2.0, sampler_name="fewstep_unipc", scheduler="fewstep_quadratic",
+        positive=["2", 0], negative=["3", 0], latent_image=["4", 0],
+    )
+    prompt["6"] = node("VAEDecode", samples=["5", 0], vae=["1", 2])
+    prompt["7"] = node("SaveImage", images=["6", 0], filename_prefix="stock_ksampler")
+    return prompt
+
+
+def stock_guider() -> Prompt:
+    """The usual graph of flow models, with FewStep's entries in the stock lists: no guidance, one prompt."""
+    prompt = common("flow", "3", 4)
+    del prompt["3"]
+    return prompt | {
+        "5": node("RandomNoise", noise_seed=1), "6": node("BasicGuider", model=["1", 0], conditioning=["2", 0]),
+        "7": node("KSamplerSelect", sampler_name="fewstep_deis"),
+        "8": node("BasicScheduler", model=["1", 0], scheduler="simple", steps=8),
+        "9": node("SamplerCustomAdvanced", noise=["5", 0], guider=["6", 0], sampler=["7", 0], sigmas=["8", 0],
+                  latent_image=["4", 0]),
+        "10": node("VAEDecode", samples=["9", 0], vae=["1", 2]),
+        "11": node("SaveImage", images=["10", 0], filename_prefix="stock_guider"),
+    }
+
+
+def two_solvers() -> Prompt:
+    """One schedule in two parts: a stochastic solver while the picture is noise, then a deterministic one."""
+    prompt = common("eps", "9", 4) | {
+        "5": node("FewStepSchedule", model=["1", 0], steps=10), "6": node("SplitSigmas", sigmas=["5", 0], step=5),
+        "7": node("CFGGuider", model=["1", 0], positive=["2", 0], negative=["3", 0], cfg=2.0),
+    }
+    latent = "4"
+    for i, (kind, part) in enumerate((("FewStepDPMSolverSDE", 0), ("FewStepUniPC", 1))):
+        a = 10 * (i + 1)
+        noise = node("DisableNoise") if part else node("RandomNoise", noise_seed=2)
+        prompt |= {str(a): noise, str(a + 1): node(kind)}
+        prompt[str(a + 2)] = node(
+            "SamplerCustomAdvanced", noise=[str(a), 0], guider=["7", 0], sampler=[str(a + 1), 0], sigmas=["6", part],
+            latent_image=[latent, 0],
+        )
+        latent = str(a + 2)
+    prompt["30"] = node("VAEDecode", samples=[latent, 0], vae=["1", 2])
+    prompt["31"] = node("SaveImage", images=["30", 0], filename_prefix="two_solvers")
+    return prompt
+
+
 def templates() -> dict[str, Prompt]:
     """Every template by name, in API form."""
     made = {name: text_to_digit(*settings, name) for name, settings in SOLVERS.items()}
     return {
         **made, "flow_in_four_steps": one_node(), "corrector_unic": corrected(), "image_to_image": image_to_image(),
-        "inpainting": inpainting(), "four_solvers": comparison(),
+        "inpainting": inpainting(), "four_solvers": comparison(), "two_solvers": two_solvers(),
+        "stock_ksampler": stock_ksampler(), "stock_guider": stock_guider(),
     }
 
 

@@ -51,6 +51,8 @@ class ComfyHost:
         import comfy.model_patcher
         import comfy.supported_models_base
 
+        from ..demo.vae import LATENT_MEAN, LATENT_STD
+
         demo = load_demo(form)
         names = {"eps": "EPS", "v": "V_PREDICTION", "flow": "FLOW"}
         kind = getattr(comfy.model_base.ModelType, names[demo.prediction], None)
@@ -63,11 +65,17 @@ class ComfyHost:
 
             settings = {"beta_schedule": "linear", "linear_start": BETA_START, "linear_end": BETA_END}
 
+        class DemoLatentFormat(comfy.latent_formats.LatentFormat):  # type: ignore[misc]
+            """For previews: grey, from the mean of the 2x2 pixels that a latent pixel holds."""
+
+            latent_rgb_factors = [[LATENT_STD / 4] * 3] * 4
+            latent_rgb_factors_bias = [LATENT_MEAN] * 3
+
         class DemoConfig(comfy.supported_models_base.BASE):  # type: ignore[misc]
             unet_config: dict[str, Any] = {}  # noqa: RUF012
             unet_extra_config: dict[str, Any] = {}  # noqa: RUF012
             sampling_settings = settings
-            latent_format = comfy.latent_formats.LatentFormat
+            latent_format = DemoLatentFormat
 
         manage = comfy.model_management
         model = comfy.model_base.BaseModel(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -59,13 +60,21 @@ class GaussianNoise:
 
     def __call__(self, term: NoiseTerm, out: torch.Tensor) -> torch.Tensor:
         _check_batch(self._seeds, out)
+        interval = _rounded(term)
         for seed, sample in zip(self._seeds, out, strict=True):
-            # rounded, so that the same interval reached through another frame's arithmetic draws the same noise
-            interval = struct.pack("<Qdd", seed, round(term.start, 9), round(term.stop, 9))
-            key = hashlib.blake2b(interval, digest_size=8, person=b"fewstep").digest()
+            key = hashlib.blake2b(struct.pack("<Q", seed) + interval, digest_size=8, person=b"fewstep").digest()
             self._generator.manual_seed(int.from_bytes(key, "little"))
             sample.copy_(torch.randn(sample.shape, generator=self._generator))
         return out
+
+
+def _rounded(term: NoiseTerm) -> bytes:
+    """The interval in units of about 1/500 of its length: sigmas that differ in the last bit of a float32, as from another
+    machine's arithmetic or another frame, draw the same noise, and neighbouring intervals never do.
+    """
+    length = 0.7 * (term.stop - term.start)  # powers of two are common lengths: they should not lie where the unit changes
+    unit = max(math.frexp(length)[1] - 9, -60)
+    return struct.pack("<iqq", unit, round(math.ldexp(term.start, -unit)), round(math.ldexp(term.stop, -unit)))
 
 
 class BrownianNoise:

@@ -1,5 +1,6 @@
 """The engine: shapes, precisions, progress, cancellation, memory, and no host reads while a plan runs."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -296,6 +297,26 @@ def test_gaussian_noise_is_keyed_by_interval_and_apart_from_the_start_noise():
     assert abs(float((a * start).mean())) < 0.05
     with pytest.raises(NoiseError, match="1 seeds, the state a batch of 2"):
         source(term, torch.empty(2, 3))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 10, 20, 50])
+@pytest.mark.parametrize("share", [-1e-7, 1e-7])
+def test_the_last_bit_of_a_sigma_does_not_change_the_noise(steps, share):
+    """Another machine's float32 sigmas give the same picture."""
+    from fewstep.samplers import GaussianNoise
+
+    source, edges = GaussianNoise([3]), np.linspace(1.0, 0.0, steps + 1)
+    for a, b in itertools.pairwise(edges):
+        exact, off = (source(NoiseTerm(1.0, a * k, b), torch.empty(1, 4)).clone() for k in (1.0, 1.0 + share))
+        assert torch.equal(exact, off), (a, b)
+
+
+def test_neighbouring_intervals_never_draw_the_same():
+    from fewstep.samplers import GaussianNoise
+
+    source, edges = GaussianNoise([3]), np.geomspace(0.9, 1e-4, 5001)
+    draws = {tuple(source(NoiseTerm(1.0, a, b), torch.empty(1, 3))[0].tolist()) for a, b in itertools.pairwise(edges)}
+    assert len(draws) == 5000
 
 
 def test_split_schedules_draw_what_the_whole_one_draws():

@@ -1,0 +1,26 @@
+"""Stock samplers against the pack's equivalents."""
+
+from hosted import LATENT, Pack, difference, noise_like, sample, start_host, stock
+
+
+def parity():
+    start_host()
+    pack, out = Pack(), {}
+    noise = noise_like(LATENT)
+    for form in ("eps", "v", "flow"):
+        model, *conds = pack.demo(form)
+        for kind in ("uniform_t", "karras"):
+            sigmas = pack.sigmas(model, kind, 8)
+            for cfg in (1.0, 4.0):
+                def both(ours, theirs, levels, model=model, conds=conds, cfg=cfg):
+                    return difference(*(sample(model, *conds, s, levels, LATENT, noise, cfg) for s in (ours, stock(theirs))))
+
+                out[f"{form} {kind} cfg {cfg:g} euler"] = both(pack.solver("FewStepDDIM"), "euler", sigmas)
+                if form == "flow":
+                    continue
+                multistep = pack.solver("FewStepDPMSolverMultistep", order=2, lower_order_final="never")
+                out[f"{form} {kind} cfg {cfg:g} dpmpp_2m"] = both(multistep, "dpmpp_2m", sigmas)
+                for variant, name in (("bh1", "uni_pc"), ("bh2", "uni_pc_bh2")):
+                    unipc = pack.solver("FewStepUniPC", order=3, variant=variant, lower_order_final=True)
+                    out[f"{form} {kind} cfg {cfg:g} {name}"] = both(unipc, name, sigmas[:-1])
+    return out

@@ -1,0 +1,28 @@
+"""The pack's solvers in a real ComfyUI against its stock samplers of the same method: the same to 1e-4."""
+
+import pytest
+
+
+def over(values, limit):
+    return {name: value for name, value in values.items() if not value <= limit}
+
+
+def parity(numbers, stock):
+    return {name: value for name, value in numbers("parity.parity").items() if name.endswith(f" {stock}")}
+
+
+def test_ddim_is_the_stock_euler_on_every_family(numbers):
+    found = parity(numbers, "euler")
+    assert len(found) == 12 and not over(found, 1e-4)
+
+
+def test_multistep_is_the_stock_dpmpp_2m_on_noise_and_v_models(numbers):
+    found = parity(numbers, "dpmpp_2m")
+    assert len(found) == 8 and not over(found, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["uni_pc", "uni_pc_bh2"])
+def test_unipc_is_the_stock_one_where_that_one_is_right(numbers, name):
+    """Noise and v models, sigmas that do not end in 0."""
+    found = parity(numbers, name)
+    assert len(found) == 8 and not over(found, 1e-4)
