@@ -1,4 +1,4 @@
-"""What the pack adds to the host, and what loading it costs."""
+"""The pack beside others, and what loading it costs."""
 
 import sys
 import tempfile
@@ -7,37 +7,6 @@ from pathlib import Path
 
 import torch
 from hosted import LATENT, Pack, load_folder, noise_like, sample, start_host
-
-
-def stock_lists():
-    start_host()
-    import comfy.samplers as host
-
-    samplers, schedulers = list(host.KSampler.SAMPLERS), list(host.KSampler.SCHEDULERS)
-    functions = {name: host.sampler_object(name).sampler_function.__qualname__ for name in samplers}
-    handlers = dict(host.SCHEDULER_HANDLERS)
-    pack = Pack()
-    again = Pack("few-step again")  # a second copy must not add anything
-    model, *conds = pack.demo("eps")
-    noise, out = noise_like(LATENT), {"runs": {}}
-    for form in ("eps", "v", "flow"):
-        model, *conds = pack.demo(form)
-        for name in [n for n in host.KSampler.SAMPLERS if n.startswith("fewstep_")]:
-            for scheduler in [n for n in host.KSampler.SCHEDULERS if n.startswith("fewstep_")] + ["simple"]:
-                for steps in (1, 2, 6):
-                    key = f"{form} {name} {scheduler} {steps}"
-                    seen = []
-                    with torch.inference_mode():
-                        ks = host.KSampler(model, steps, torch.device("cpu"), name, scheduler, 1.0, model.model_options)
-                        result = ks.sample(noise.clone(), *conds, 2.0, LATENT.clone(), disable_pbar=True, seed=1,
-                                           callback=lambda i, d, x, t, seen=seen: seen.append(i))
-                    out["runs"][key] = bool(torch.isfinite(result).all()) and seen[-1:] == [steps - 1] and len(ks.sigmas) == steps + 1
-    return {
-        **out, "copies": [len(copy.nodes) for copy in (pack, again)], "samplers_before": samplers, "samplers": host.KSampler.SAMPLERS, "schedulers_before": schedulers,
-        "schedulers": host.KSampler.SCHEDULERS, "ksampler_names": host.KSAMPLER_NAMES,
-        "unchanged": functions == {n: host.sampler_object(n).sampler_function.__qualname__ for n in samplers}
-        and all(host.SCHEDULER_HANDLERS[n] is handlers[n] for n in schedulers),
-    }
 
 
 def neighbours():
@@ -73,10 +42,10 @@ def neighbours():
 def timed_load():
     before, began = set(sys.modules), time.perf_counter()
     pack = Pack()
+    inputs = [node.INPUT_TYPES() for node in pack.nodes.values()]
     seconds = time.perf_counter() - began
-    new = {name.split(".")[0] for name in set(sys.modules) - before}
-    return {"seconds": seconds, "heavy": sorted(new & {"matplotlib", "scipy", "sklearn", "pandas", "PIL", "aiohttp"}),
-            "nodes": len(pack.nodes)}
+    new = {name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+    return {"seconds": seconds, "new": sorted(n for n in new if not n.endswith("few-step_x_pack")), "nodes": len(inputs)}
 
 
 def in_host():
