@@ -64,13 +64,15 @@ def run(
     workflow: Annotated[Path, typer.Argument(help="A workflow as the browser saves it or in API form (JSON), or a PNG saved "
                                                   "with one inside.")],
     out: Out = Path("out"),
+    pictures: Annotated[Path | None, typer.Option(
+        "--input", help="Folder with the pictures that Load Image names; the workflow's own by default.")] = None,
     demo_checkpoint: DemoCheckpoint = False,
 ) -> None:
     """Run a workflow file and save its pictures.
 
     The workflow may use FewStep's nodes and the stock nodes of the example workflows: prompts, empty latents, VAE, masks,
-    KSampler, SamplerCustom and SamplerCustomAdvanced with their parts, and saving. Everything wrong with it is reported before
-    anything runs, and then nothing is written.
+    KSampler, SamplerCustom and SamplerCustomAdvanced with their parts, loading and saving pictures. Everything wrong with it
+    is reported before anything runs, and then nothing is written.
 
     Exit codes: 0 done, 1 an error while running, 2 bad input, 130 interrupted.
     """
@@ -78,7 +80,7 @@ def run(
         from .workflows import load_workflow
 
         prompt, extra = load_workflow(workflow)
-        _execute(prompt, extra, out, demo_checkpoint)
+        _execute(prompt, extra, out, pictures or workflow.parent, demo_checkpoint)
 
 
 @app.command()
@@ -168,12 +170,14 @@ def solvers() -> None:
                 print(f"    {option:<18} {default}" + (f"  (or {', '.join(others)})" if others else ""))
 
 
-def _execute(prompt: Any, extra: dict[str, Any], out: Path, demo_checkpoint: bool = False) -> None:
+def _execute(
+    prompt: Any, extra: dict[str, Any], out: Path, pictures: Path | None = None, demo_checkpoint: bool = False
+) -> None:
     """Runs a workflow with a progress bar; prints the files and the seconds. One faulty output is enough to refuse it."""
     from .executor import Executor, all_classes
     from .validate import refuse
 
-    with _host_with_bar(out) as host:
+    with _host_with_bar(out, pictures) as host:
         executor = Executor(host, all_classes(demo_checkpoint))
         refuse(executor.check(prompt).node_errors)
         result = executor.execute(prompt, extra)
@@ -185,7 +189,7 @@ def _execute(prompt: Any, extra: dict[str, Any], out: Path, demo_checkpoint: boo
 
 
 @contextmanager
-def _host_with_bar(out: Path) -> Iterator[EmbeddedHost]:
+def _host_with_bar(out: Path, pictures: Path | None) -> Iterator[EmbeddedHost]:
     """The host, with a bar on the error stream if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -202,7 +206,7 @@ def _host_with_bar(out: Path) -> Iterator[EmbeddedHost]:
                 tasks.append(bar.add_task("sampling", total=total))
             bar.update(tasks[-1], completed=value, total=total)
 
-        yield EmbeddedHost(out, on_progress=progress)
+        yield EmbeddedHost(out, input_directory=pictures, on_progress=progress)
 
 
 register(app)

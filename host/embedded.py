@@ -26,6 +26,7 @@ class EmbeddedHost:
     Args:
         output_directory: where SaveImage writes; made when needed.
         temp_directory: where PreviewImage writes; ``temp`` inside the output directory by default.
+        input_directory: where LoadImage looks and uploads go; ``input`` inside the output directory by default.
         on_progress: called with (steps done, steps in all, present x_0) while sampling.
         load_demo: replaces the demo model's loader, for tests.
         models_directory: where calibration files are written and looked for, in its subfolder ``fewstep``.
@@ -37,11 +38,12 @@ class EmbeddedHost:
     def __init__(
         self, output_directory: str | Path = "out", *, temp_directory: str | Path | None = None,
         on_progress: ProgressListener | None = None, load_demo: Callable[[str], Any] | None = None,
-        models_directory: str | Path = "models",
+        models_directory: str | Path = "models", input_directory: str | Path | None = None,
     ) -> None:
         self.models_directory = Path(models_directory)
         self.output_directory = Path(output_directory)
         self.temp_directory = Path(temp_directory) if temp_directory else self.output_directory / "temp"
+        self.input_directory = Path(input_directory) if input_directory else self.output_directory / "input"
         self.on_progress = on_progress
         self.sampling_seconds = 0.0
         self._load_demo = load_demo

@@ -77,7 +77,8 @@ class Executor:
 
     def check(self, prompt: Any, targets: Iterable[str] | None = None) -> Checked:
         """Validates without running; raises WorkflowError."""
-        return check_prompt(prompt, self.classes, targets)
+        with use_host(self.host):  # nodes list files of the host's folders
+            return check_prompt(prompt, self.classes, targets)
 
     def execute(
         self, prompt: Any, extra_data: Mapping[str, Any] | None = None, *, prompt_id: str | None = None,

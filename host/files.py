@@ -1,4 +1,4 @@
-"""Picture files: names with a counter, and PNGs that carry their workflow."""
+"""Picture files: names with a counter, PNGs that carry their workflow, and paths that stay in their folder."""
 
 from __future__ import annotations
 
@@ -60,6 +60,52 @@ def save_images(
         subfolder = target.relative_to(folder.resolve()).as_posix()
         saved.append({"filename": filename, "subfolder": "" if subfolder == "." else subfolder})
     return saved
+
+
+def load_pictures(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pictures [B, H, W, 3] in 0..1, mask [B, H, W]) of a file; the frames of a moving picture are a batch.
+
+    The mask is 1 where the picture is transparent; 64x64 zeros for pictures without transparency. Raises HostInputError.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps, ImageSequence
+
+    pictures: list[torch.Tensor] = []
+    masks: list[torch.Tensor] = []
+    try:
+        with Image.open(path) as file:
+            for frame in ImageSequence.Iterator(file):
+                upright = ImageOps.exif_transpose(frame)
+                if upright.mode == "I":  # 16 bits
+                    upright = upright.point(lambda value: value * (1 / 255))
+                colours = torch.from_numpy(np.array(upright.convert("RGB"))).float() / 255.0
+                if pictures and colours.shape != pictures[0].shape:
+                    continue
+                pictures.append(colours)
+                masks.append(_transparency(upright))
+    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises on damaged files
+        raise HostInputError(f"{path} is not a readable picture: {error}") from error
+    return torch.stack(pictures), torch.stack(masks)
+
+
+def _transparency(picture: Any) -> torch.Tensor:
+    import numpy as np
+
+    if "A" not in picture.getbands() and not (picture.mode == "P" and "transparency" in picture.info):
+        return torch.zeros(64, 64)
+    return 1.0 - torch.from_numpy(np.array(picture.convert("RGBA").getchannel("A"))).float() / 255.0
+
+
+def inside(root: Path, *parts: str) -> Path | None:
+    """The path of ``parts`` below ``root``, links followed; None where it is not below."""
+    try:
+        base = root.resolve()
+        path = base.joinpath(*parts).resolve()
+    except (ValueError, OSError, RuntimeError):
+        return None
+    if any("\0" in part or part.startswith(("/", "\\")) for part in parts):
+        return None
+    return path if path.is_relative_to(base) else None
 
 
 def next_number(folder: Path, name: str) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 
+from ..nodes.host import use_host
 from . import server_info, server_jobs, server_static, server_userdata
 from .embedded import EmbeddedHost
 from .errors import HostInputError, WorkflowError
@@ -52,7 +53,7 @@ def make_app(host: EmbeddedHost, options: Options | None = None) -> web.Applicat
     """The application; its queue starts and stops with it.
 
     Args:
-        host: runs the workflows; uploads go to ``input`` and the browser's files to ``user`` in its output folder.
+        host: runs the workflows; the browser's files go to ``user`` in its output folder.
 
     Raises HostInputError where there is no frontend.
     """
@@ -61,7 +62,7 @@ def make_app(host: EmbeddedHost, options: Options | None = None) -> web.Applicat
     nodes = all_classes(options.demo_checkpoint)
     events = Events(options.max_body)
     queue = PromptQueue(host, nodes, events)
-    folders = {"output": host.output_directory, "temp": host.temp_directory, "input": host.output_directory / "input"}
+    folders = {"output": host.output_directory, "temp": host.temp_directory, "input": host.input_directory}
 
     routes = web.RouteTableDef()
     routes.get("/ws")(events.handle)
@@ -82,6 +83,10 @@ def make_app(host: EmbeddedHost, options: Options | None = None) -> web.Applicat
     server_static.add_frontend(app, frontend)
     app[QUEUE] = queue
 
+    async def known(app: web.Application) -> AsyncIterator[None]:
+        with use_host(host):  # for all threads: nodes describe and check themselves by the host's folders
+            yield
+
     async def start(app: web.Application) -> None:
         events.start()
         queue.start()
@@ -92,6 +97,7 @@ def make_app(host: EmbeddedHost, options: Options | None = None) -> web.Applicat
     async def stop(app: web.Application) -> None:
         await asyncio.to_thread(queue.stop)
 
+    app.cleanup_ctx.append(known)
     app.on_startup.append(start)
     app.on_shutdown.append(leave)
     app.on_cleanup.append(stop)

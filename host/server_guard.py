@@ -1,10 +1,9 @@
-"""What the server refuses: other sites' requests, too large bodies, and paths that leave their folder."""
+"""What the server refuses: other sites' requests and too large bodies."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -66,15 +65,3 @@ def _foreign(request: web.Request, only_loopback: bool) -> str:
     if request.headers.get("Sec-Fetch-Site") == "cross-site" and not link:
         return "the request comes from a page of another site"
     return ""
-
-
-def inside(root: Path, *parts: str) -> Path | None:
-    """The path of ``parts`` below ``root``, links followed; None where it is not below."""
-    try:
-        base = root.resolve()
-        path = base.joinpath(*parts).resolve()
-    except (ValueError, OSError, RuntimeError):
-        return None
-    if any("\0" in part or part.startswith(("/", "\\")) for part in parts):
-        return None
-    return path if path.is_relative_to(base) else None

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from .errors import HostInputError
-from .server_guard import inside
+from .files import inside
 from .server_json import BadRequest, respond
 
 PACK = "fewstep"

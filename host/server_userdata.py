@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from .server_guard import inside
+from .files import inside
 from .server_json import BadRequest, body_of, dumps, parse, respond
 from .server_static import as_data, read_json
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any, ClassVar
 
 import torch
 
-from . import stock_custom, stock_masks, stock_sampling
-from .embedded import active
+from . import stock_custom, stock_images, stock_masks, stock_sampling
 from .errors import HostInputError
-from .files import save_images
 
 MAX_SIDE = 16384
 
@@ -49,20 +46,31 @@ class EmptyLatentImage:
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The empty latents.",)
     FUNCTION = "generate"
+    CHANNELS: ClassVar[int] = 4
+    SIDE: ClassVar[dict[str, int]] = {"default": 512, "min": 16, "max": MAX_SIDE, "step": 8}
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """ComfyUI's description of the inputs."""
-        side = {"default": 512, "min": 16, "max": MAX_SIDE, "step": 8}
         return {"required": {
-            "width": ("INT", {**side, "tooltip": "Width in pixels."}),
-            "height": ("INT", {**side, "tooltip": "Height in pixels."}),
+            "width": ("INT", {**cls.SIDE, "tooltip": "Width in pixels."}),
+            "height": ("INT", {**cls.SIDE, "tooltip": "Height in pixels."}),
             "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096, "tooltip": "How many."}),
         }}
 
     def generate(self, width: int, height: int, batch_size: int = 1) -> tuple[dict[str, torch.Tensor]]:
-        """Zeros [B, 4, H/8, W/8]."""
-        return ({"samples": torch.zeros(batch_size, 4, height // 8, width // 8)},)
+        """Zeros [B, C, H/8, W/8]."""
+        return ({"samples": torch.zeros(batch_size, self.CHANNELS, height // 8, width // 8)},)
+
+
+class EmptySD3LatentImage(EmptyLatentImage):
+    """The same with 16 channels."""
+
+    DISPLAY_NAME = "EmptySD3LatentImage"
+    CATEGORY = "latent/sd3"
+    DESCRIPTION = "A batch of empty latents with 16 channels; a model with another number takes them too."
+    CHANNELS = 16
+    SIDE: ClassVar[dict[str, int]] = {"default": 1024, "min": 16, "max": MAX_SIDE, "step": 16}
 
 
 class VAEDecode:
@@ -110,63 +118,7 @@ class VAEEncode:
         return ({"samples": vae.encode(pixels[..., :3])},)
 
 
-class SaveImage:
-    """Pictures to PNG files."""
-
-    DISPLAY_NAME = "Save Image"
-    CATEGORY = "image"
-    DESCRIPTION = "Saves pictures to the output folder, with the workflow inside."
-    SEARCH_ALIASES: ClassVar[list[str]] = ["write", "export", "png"]
-    RETURN_TYPES: tuple[str, ...] = ()
-    FUNCTION = "save_images"
-    OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        """ComfyUI's description of the inputs."""
-        return {
-            "required": {
-                "images": ("IMAGE", {"tooltip": "The pictures to save."}),
-                "filename_prefix": ("STRING", {"default": "ComfyUI", "tooltip": "Start of the file name; may name a subfolder."}),
-            },
-            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
-        }
-
-    def save_images(
-        self, images: torch.Tensor, filename_prefix: str = "ComfyUI", prompt: Any = None, extra_pnginfo: Any = None
-    ) -> dict[str, Any]:
-        """Writes the files and says where they are."""
-        return self._save(images, active().output_directory, filename_prefix, "output", prompt, extra_pnginfo)
-
-    @staticmethod
-    def _save(images: torch.Tensor, folder: Any, prefix: str, kind: str, prompt: Any, extra: Any) -> dict[str, Any]:
-        saved = save_images(images, folder, prefix, prompt, extra)
-        return {"ui": {"images": [{**entry, "type": kind} for entry in saved]}}
-
-
-class PreviewImage(SaveImage):
-    """Pictures to temporary files."""
-
-    DISPLAY_NAME = "Preview Image"
-    DESCRIPTION = "Shows pictures; they are kept in a temporary folder only."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        """ComfyUI's description of the inputs."""
-        return {
-            "required": {"images": ("IMAGE", {"tooltip": "The pictures to show."})},
-            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
-        }
-
-    def save_images(
-        self, images: torch.Tensor, filename_prefix: str = "ComfyUI", prompt: Any = None, extra_pnginfo: Any = None
-    ) -> dict[str, Any]:
-        """Writes the files to the temporary folder, under names that do not repeat."""
-        prefix = f"{filename_prefix}_temp_{secrets.token_hex(3)}"
-        return self._save(images, active().temp_directory, prefix, "temp", prompt, extra_pnginfo)
-
-
 NODES: tuple[type[Any], ...] = (
-    CLIPTextEncode, EmptyLatentImage, VAEDecode, VAEEncode, SaveImage, PreviewImage, *stock_sampling.NODES, *stock_custom.NODES,
-    *stock_masks.NODES,
+    CLIPTextEncode, EmptyLatentImage, EmptySD3LatentImage, VAEDecode, VAEEncode, *stock_images.NODES, *stock_masks.NODES,
+    *stock_sampling.NODES, *stock_custom.NODES,
 )

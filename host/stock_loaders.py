@@ -50,30 +50,6 @@ class _DemoCheckpointLoader(CheckpointLoaderSimple):
     CHECKPOINTS: ClassVar[dict[str, str]] = {f"fewstep_demo_{form}": form for form in ("eps", "v", "flow")}
 
 
-class EmptySD3LatentImage:
-    """A LATENT of zeros with 16 channels."""
-
-    DISPLAY_NAME = "EmptySD3LatentImage"
-    CATEGORY = "latent/sd3"
-    DESCRIPTION = "A batch of empty latents with 16 channels; the demo model takes 4: use Empty Latent Image for it."
-    RETURN_TYPES = ("LATENT",)
-    FUNCTION = "generate"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        """ComfyUI's description of the inputs."""
-        side = {"default": 1024, "min": 16, "max": 16384, "step": 16}
-        return {"required": {
-            "width": ("INT", side), "height": ("INT", side), "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096}),
-        }}
-
-    def generate(self, width: int, height: int, batch_size: int = 1) -> tuple[dict[str, Any]]:
-        """Zeros [B, 16, H/8, W/8]."""
-        import torch
-
-        return ({"samples": torch.zeros(batch_size, 16, height // 8, width // 8)},)
-
-
 class _Refused:
     """A node that is known, so that graphs with it can be opened, and refuses to run."""
 
@@ -84,7 +60,7 @@ class _Refused:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """ComfyUI's description of the inputs."""
-        return {"required": cls.INPUTS}
+        return cls.INPUTS
 
     @classmethod
     def VALIDATE_INPUTS(cls, **inputs: Any) -> str:
@@ -96,22 +72,25 @@ class _Refused:
         raise HostInputError(REFUSAL)
 
 
-def _refused(node_id: str, name: str, category: str, outputs: tuple[str, ...], inputs: dict[str, Any]) -> type[Any]:
+def _refused(
+    node_id: str, name: str, category: str, output: str, required: dict[str, Any], optional: dict[str, Any] | None = None
+) -> type[Any]:
+    inputs = {"required": required, **({"optional": optional} if optional else {})}
     return type(node_id, (_Refused,), {
-        "DISPLAY_NAME": name, "CATEGORY": category, "RETURN_TYPES": outputs, "INPUTS": inputs, "__doc__": _Refused.__doc__,
+        "DISPLAY_NAME": name, "CATEGORY": category, "RETURN_TYPES": (output,), "INPUTS": inputs, "__doc__": _Refused.__doc__,
     })
 
 
 NO_FILES: tuple[list[str], dict[str, Any]] = ([], {})
 REFUSED = (
-    _refused("UNETLoader", "Load Diffusion Model", "advanced/loaders", ("MODEL",), {
+    _refused("UNETLoader", "Load Diffusion Model", "advanced/loaders", "MODEL", {
         "unet_name": NO_FILES, "weight_dtype": (["default"], {}),
     }),
-    _refused("CLIPLoader", "Load CLIP", "advanced/loaders", ("CLIP",), {
-        "clip_name": NO_FILES, "type": (["stable_diffusion", "lumina2"], {}), "device": (["default", "cpu"], {}),
-    }),
-    _refused("VAELoader", "Load VAE", "loaders", ("VAE",), {"vae_name": NO_FILES}),
-    _refused("ModelSamplingAuraFlow", "ModelSamplingAuraFlow", "advanced/model", ("MODEL",), {
+    _refused("CLIPLoader", "Load CLIP", "advanced/loaders", "CLIP", {
+        "clip_name": NO_FILES, "type": (["stable_diffusion", "lumina2"], {}),
+    }, {"device": (["default", "cpu"], {})}),
+    _refused("VAELoader", "Load VAE", "loaders", "VAE", {"vae_name": NO_FILES}),
+    _refused("ModelSamplingAuraFlow", "ModelSamplingAuraFlow", "advanced/model", "MODEL", {
         "model": ("MODEL", {}), "shift": ("FLOAT", {"default": 1.73, "min": 0.0, "max": 100.0, "step": 0.01}),
     }),
 )
@@ -120,4 +99,4 @@ REFUSED = (
 def loaders(demo_checkpoint: bool) -> dict[str, type[Any]]:
     """The loaders by id; with ``demo_checkpoint`` CheckpointLoaderSimple gives the demo model."""
     checkpoint = _DemoCheckpointLoader if demo_checkpoint else CheckpointLoaderSimple
-    return {"CheckpointLoaderSimple": checkpoint, **{node.__name__: node for node in (EmptySD3LatentImage, *REFUSED)}}
+    return {"CheckpointLoaderSimple": checkpoint, **{node.__name__: node for node in REFUSED}}

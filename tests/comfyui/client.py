@@ -84,6 +84,14 @@ class Server:
             status, data = error.code, error.read()
         return status, json.loads(data) if data.startswith((b"{", b"[")) else None
 
+    def upload(self, name, content):
+        """The answer to an uploaded picture."""
+        lines = ["--end", f'Content-Disposition: form-data; name="image"; filename="{name}"', "Content-Type: image/png", "", ""]
+        body = "\r\n".join(lines).encode() + content + b"\r\n--end--\r\n"
+        request = urllib.request.Request(self.url + "/upload/image", body, {"Content-Type": "multipart/form-data; boundary=end"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
     def queue(self, prompt, **more):
         """The id of a prompt that was taken."""
         status, answer = self.post("/prompt", {"prompt": prompt, **more})

@@ -127,3 +127,28 @@ def test_an_empty_latent_of_other_channels(same):
     prompt = ksampler("flow", "euler", "simple")
     prompt["4"] = {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
     assert len(same(prompt)) == 1
+
+
+def test_an_uploaded_picture(server, embedded):
+    """Upload, Load Image with its mask, inpainting: the same answers and pictures from both servers."""
+    drawn = np.zeros((64, 64, 4), np.uint8)
+    drawn[8:56, 28:36] = 255  # a stroke; the lower half is transparent
+    drawn[..., 3] = 255
+    drawn[32:, :, 3] = 0
+    file = io.BytesIO()
+    Image.fromarray(drawn).save(file, "PNG")
+    pictures = []
+    for host in (server, embedded):
+        name = host.upload("stroke.png", file.getvalue())
+        assert name == {"name": "stroke.png", "subfolder": "", "type": "input"}
+        prompt = ksampler("flow", "euler", "simple")
+        prompt["7"]["inputs"] |= {"latent_image": ["22", 0], "denoise": 0.9}
+        prompt |= {
+            "20": {"class_type": "LoadImage", "inputs": {"image": "stroke.png"}},
+            "21": {"class_type": "VAEEncode", "inputs": {"pixels": ["20", 0], "vae": ["1", 2]}},
+            "22": {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["21", 0], "mask": ["20", 1]}},
+        }
+        del prompt["4"]
+        pictures.append(np.stack(host.images(host.run(prompt))).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= GREY_LEVELS
+    assert np.abs(pictures[0][0, :28, :, 0] - drawn[:28, :, 0]).mean() < 10 < np.abs(pictures[0][0, 36:, :, 0] - drawn[36:, :, 0]).mean()

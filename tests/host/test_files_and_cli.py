@@ -14,8 +14,9 @@ import torch
 from fewstep.host import stock_ids
 from fewstep.host.errors import HostInputError
 from fewstep.host.executor import Executor, all_classes
-from fewstep.host.files import save_images
-from fewstep.host.stock import PreviewImage
+from fewstep.host.files import load_pictures, save_images
+from fewstep.host.stock_images import LoadImage, PreviewImage
+from fewstep.host.workflows import sample_workflow
 from PIL import Image
 
 ROOT = Path(fewstep.__file__).parent
@@ -72,6 +73,30 @@ def test_previews_are_temporary(host):
     assert (host.temp_directory / first["filename"]).exists()
 
 
+def test_pictures_are_loaded_with_their_transparency(tmp_path):
+    Image.new("RGBA", (4, 2), (255, 51, 0, 102)).save(tmp_path / "a.png")
+    pictures, mask = load_pictures(tmp_path / "a.png")
+    assert pictures.shape == (1, 2, 4, 3) and mask.shape == (1, 2, 4)
+    torch.testing.assert_close(pictures[0, 0, 0], torch.tensor([1.0, 0.2, 0.0]))
+    torch.testing.assert_close(mask[0, 1, 3], torch.tensor(0.6))
+    frames = [Image.new("L", (4, 2), grey) for grey in (0, 255)]
+    frames[0].save(tmp_path / "b.gif", save_all=True, append_images=frames[1:])
+    pictures, mask = load_pictures(tmp_path / "b.gif")
+    assert pictures.mean((1, 2, 3)).tolist() == [0, 1] and mask.shape == (2, 64, 64) and not mask.any()
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    with pytest.raises(HostInputError, match="not a readable picture"):
+        load_pictures(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "sub/../../secret.png", "none.png", "", "secret.png [output]"])
+def test_only_pictures_of_the_input_folder_are_loaded(host, tmp_path, name):
+    Image.new("L", (8, 8)).save(tmp_path / "secret.png")
+    (host.input_directory / "sub").mkdir(parents=True)
+    assert "there is no picture" in LoadImage.VALIDATE_INPUTS(name)
+    with pytest.raises(HostInputError, match="there is no picture"):
+        LoadImage().load_image(name)
+
+
 # workflows
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
@@ -105,6 +130,22 @@ def test_run_writes_pictures_and_says_so(cli, tmp_path):
         api = next(p for p in EXAMPLES if p.stem == FIRST.stem)
         assert json.loads(picture.text["prompt"]) == json.loads(api.read_text())
         assert json.loads(picture.text["workflow"]) == json.loads(FIRST.read_text())  # a drawing goes along as it is
+
+
+def test_a_picture_beside_the_workflow_is_changed(cli, tmp_path):
+    """Load Image, with its file in the workflow's own folder or in another one."""
+    Image.new("L", (64, 64), 128).save(tmp_path / "grey.png")
+    prompt = sample_workflow(form="eps", prompt="3", negative="", batch=1, size=64, seed=4, steps=4, cfg=1.0, solver="unipc",
+                             schedule="uniform_t", options={})
+    prompt["4"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["9", 0], "vae": ["1", 2]}}
+    prompt["9"] = {"class_type": "LoadImage", "inputs": {"image": "grey.png"}}
+    prompt["6"]["inputs"]["denoise"] = 0.5
+    (tmp_path / "work.json").write_text(json.dumps(prompt))
+    assert cli("run", "work.json", "--out", "made").exit_code == 0
+    assert len(list((tmp_path / "made").glob("*.png"))) == 1
+    (tmp_path / "other").mkdir()
+    done = cli("run", "work.json", "--out", "made", "--input", "other")
+    assert done.exit_code == 2 and "there is no picture 'grey.png' in other" in done.stderr
 
 
 def test_a_picture_makes_itself_again(cli, tmp_path):
