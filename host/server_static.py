@@ -111,8 +111,16 @@ def add_frontend(app: web.Application, frontend: Path) -> None:
     async def index(request: web.Request) -> web.StreamResponse:
         return web.FileResponse(frontend / "index.html", headers={"Cache-Control": "no-cache", "Pragma": "no-cache"})
 
+    async def no_style(request: web.Request) -> web.Response:  # the page's link; the user's own style is in the userdata
+        return web.Response(content_type="text/css")
+
+    async def no_icon(request: web.Request) -> web.Response:
+        return web.Response(status=204)
+
     for path in ("/", "/api/"):
         app.router.add_get(path, index)
+    app.router.add_get("/user.css", no_style)
+    app.router.add_get("/favicon.ico", no_icon)
     app.router.add_static("/", frontend)
 
 
