@@ -18,7 +18,7 @@ def wheel(tmp_path_factory):
 
     base = tmp_path_factory.mktemp("wheel")
     source = base / "source"
-    skip = shutil.ignore_patterns("__pycache__", ".git", ".venv", "tests", "out", "*.egg-info", "build", ".*_cache", ".hypothesis")
+    skip = shutil.ignore_patterns("__pycache__", ".git", ".venv", "node_modules", "tests", "out", "*.egg-info", "build", ".*_cache", ".hypothesis")
     shutil.copytree(ROOT, source, ignore=skip)
     command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "-q", "-w", str(base)]
     built = subprocess.run(command, capture_output=True, text=True)

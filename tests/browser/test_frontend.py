@@ -26,11 +26,10 @@ OPTIONAL = re.compile(  # what the frontend asks for and does without: files tha
 
 
 def playwright():
-    """The name under which node finds playwright-core, or None."""
-    folder = ROOT / "node_modules" / "playwright-core"
-    name = os.environ.get("FEWSTEP_PLAYWRIGHT") or (str(folder) if folder.is_dir() else "playwright-core")
-    node = shutil.which("node")
-    found = node and subprocess.run([node, "-e", f"require.resolve({name!r})"], capture_output=True, check=False).returncode == 0
+    """The name under which node finds playwright-core from here, or None."""
+    name, node = os.environ.get("FEWSTEP_PLAYWRIGHT", "playwright-core"), shutil.which("node")
+    found = node and subprocess.run(
+        [node, "-e", f"require.resolve({name!r})"], cwd=Path(__file__).parent, capture_output=True, check=False).returncode == 0
     return name if found else None
 
 
