@@ -34,6 +34,10 @@ class CalibrationError(FewStepError):
     """A calibration that cannot be made, read or used: a wrong file, another model, too few samples."""
 
 
+class AdapterError(FewStepError):
+    """An adapter file (LoRA and its relatives) that cannot be read, does not fit the model, or would lose keys."""
+
+
 class MissingDependencyError(FewStepError, ImportError):
     """An optional package is needed for what was asked."""
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +67,16 @@ def load_plan(path: str | Path) -> Plan:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes ``content`` beside ``path`` and renames it into place."""
+    with replaced(path) as part:
+        part.write_bytes(content)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Gives a name beside ``path`` to write to, and renames it into place where nothing failed."""
     part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        part.write_bytes(content)
+        yield part
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

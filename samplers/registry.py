@@ -12,6 +12,7 @@ from .correctors.unic import unic
 from .errors import OptionError, check_choice, suggest
 from .grids import Grid
 from .plan import Plan
+from .solvers.consistency import consistency, tcd
 from .solvers.ddim import ddim
 from .solvers.deis import deis_ab, ipndm
 from .solvers.deis_rk import deis_rk
@@ -35,6 +36,8 @@ SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
     "deis_rk": deis_rk,
     "ipndm": ipndm,
     "pndm": pndm,
+    "consistency": consistency,
+    "tcd": tcd,
 }
 CORRECTORS: dict[str, Callable[..., Plan]] = {"unic": unic}  # plan -> plan
 # (grid -> plan, grid) -> plan: those that plan on other grids too

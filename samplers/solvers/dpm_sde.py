@@ -84,11 +84,16 @@ def ancestral(source: Node, target: Node, eta: float) -> tuple[float, float]:
 def ancestral_row(source: Node, target: Node, m: dict[int, float], eta: float, s_noise: float) -> Row:
     """x_0 weights ``m`` (summing to 1), the kept part of the old noise, and new noise."""
     kept, added = ancestral(source, target, eta)
+    return renewed_row(source, target, m, kept, added * s_noise)
+
+
+def renewed_row(source: Node, target: Node, m: dict[int, float], kept: float, added: float) -> Row:
+    """The step to ``target`` whose noise is ``kept`` of the old and ``added`` new, both in the alpha = 1 frame."""
     keep = target.alpha * kept / source.sigma
     share = target.alpha - keep * source.alpha
     return Row(
         x=keep, m={j: share * w for j, w in m.items()},
-        noise=NoiseTerm.between(s_noise * target.alpha * added, source, target),
+        noise=NoiseTerm.between(target.alpha * added, source, target),
     )
 
 
