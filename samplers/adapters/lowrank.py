@@ -111,7 +111,7 @@ def _factor(tensors: Mapping[str, torch.Tensor], rank: int) -> float:
 
 def merge(weight: torch.Tensor, patches: Iterable[tuple[Patch, float]]) -> torch.Tensor:
     """A copy of ``weight`` in its dtype with the patches at their strengths merged into it, computed in float32."""
-    merged = weight.float().clone()
+    merged = weight.detach().float().clone()
     for patch, strength in patches:
         region = merged if patch.part is None else merged.narrow(*patch.part)
         if patch.kind == "set":

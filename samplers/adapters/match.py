@@ -74,9 +74,10 @@ def match(modules: Iterable[Module], targets: Targets, scales: Scales, routing: 
     found, taken = Matched(), dict[Any, str]()
     for module in modules:
         found.modules += 1
-        found.not_finite += [module.keys[role] for role, tensor in module.tensors.items() if not _finite(tensor)]
-        up = module.tensors.get("lora_up.weight", module.tensors.get("lora_b"))
-        if up is not None and not bool(_wide(up).any()):
+        sums = {role: _sum(tensor) for role, tensor in module.tensors.items()}
+        found.not_finite += [module.keys[role] for role, total in sums.items() if not math.isfinite(total)]
+        up = next((role for role in ("lora_up.weight", "lora_b") if role in sums), None)
+        if up is not None and sums[up] == 0 and not bool(module.tensors[up].float().any()):
             found.empty.append(module.base)
         name = next((n for n in candidates(module.base) if n in targets.names), None)
         if name is None:
@@ -174,16 +175,11 @@ def _routed(module: Module, name: str, target: Target, targets: Targets, scale: 
     }, scale.factor)
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    # NaN and infinity survive a sum, which needs no tensor of flags
-    if not tensor.is_floating_point():
-        return True
-    return bool(torch.isfinite(_wide(tensor).sum(dtype=torch.float32)))
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """8-bit floats have no arithmetic of their own."""
-    return tensor.float() if tensor.dtype.itemsize == 1 else tensor
+def _sum(tensor: torch.Tensor) -> float:
+    """Sum of all values: NaN and infinity survive it, and it needs no second tensor of the same size."""
+    if tensor.dtype.itemsize == 1:  # 8-bit floats have no arithmetic of their own
+        tensor = tensor.float()
+    return float(tensor.sum(dtype=torch.float32 if tensor.is_floating_point() else None))
 
 
 def _size(patch: Patch) -> str:

@@ -41,7 +41,7 @@ _ADAPTER_NAME = re.compile(r"(\.lora_(?:A|B|magnitude_vector))\.(?!weight$|bias$
 _HYDRA = re.compile(r"\.hydra_(?:(\w+)_)?(par|seq)\.(down|up)_proj\.(weight|bias)$")
 _HYDRA_SIBLINGS = {"mlp": "fc2"}  # the official code names a branch of fc2 after its parent
 
-_TEXT = re.compile(r"^(?:lora_te\d*_|lora_prior_te_|text_encoders?[._]|text_encoder_\d\.|te\d*\.)")
+_TEXT = re.compile(r"^(?:lora_te\d*_|lora_prior_te_|text_encoder_\d\.|text_encoders?[._]|te\d*\.)")
 _PREFIX = re.compile(r"^(?:(?:unet|transformer)\.(?=.)|base_model\.model\.|(?:model\.)?diffusion_model\.)")
 _FLAT_PREFIX = re.compile(r"^(?:lora_unet_+|lora_transformer_|lora_prior_unet_|lycoris_)")
 _DOTTED_NAMES = ("diffusion_model.", "transformer.", "base_model.model.", "")

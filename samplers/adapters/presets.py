@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -95,14 +96,12 @@ def preset_from(id_: str, data: Any, where: str) -> Preset:
         preset = Preset(id=id_, **values)
         _check(preset)
         preset.recipe(preset.steps)
-    except (TypeError, ValueError, KeyError, FewStepError) as error:
+    except (TypeError, ValueError, KeyError, re.error, FewStepError) as error:
         raise AdapterError(f"{where}: the preset '{id_}' is wrong: {error}") from None
     return replace(preset, facts=preset.facts or {}, options=preset.options or {}, sources=preset.sources or {})
 
 
 def _check(preset: Preset) -> None:
-    import re
-
     if not isinstance(preset.steps, int) or not 1 <= preset.steps <= 1000:
         raise ValueError(f"steps is {preset.steps!r}, expected an integer from 1 to 1000")
     for name, value in {"scale": preset.scale, "cfg": preset.cfg, "shift": preset.shift}.items():

@@ -59,7 +59,7 @@ def tcd(grid: Grid, *, gamma: float = 0.3, s_noise: float = 1.0) -> Plan:
     stages = []
     for i in range(grid.steps):
         s, t = grid.node(i), grid.node(i + 1)
-        kept = min(_level_below(grid.frame, t, gamma), t.rho)
+        kept = min(_level_below(grid.frame, t, gamma), t.rho) if gamma else t.rho
         added = math.sqrt((t.rho - kept) * (t.rho + kept))
         stages.append(Stage(s, renewed_row(s, t, {i: 1.0}, kept, s_noise * added), step=i))
     return Plan(tuple(stages), tuple(grid.nodes))
