@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from .serve_command import DemoCheckpoint, register
+from . import convert_command, serve_command
+from .serve_command import DemoCheckpoint
 
 if TYPE_CHECKING:
     from .embedded import EmbeddedHost
@@ -209,4 +210,5 @@ def _host_with_bar(out: Path, pictures: Path | None) -> Iterator[EmbeddedHost]:
         yield EmbeddedHost(out, input_directory=pictures, on_progress=progress)
 
 
-register(app)
+for command in (serve_command, convert_command):
+    command.register(app)

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ..nodes.comfy import patches_data
 from ..nodes.gradients import own_tensors
 from ..nodes.host import HostError, get_host
+from .adapters import EmbeddedAdapters, EmbeddedFiles, comfy_form
 from .errors import InterruptProcessingException
 from .model import demo_model
 from .sampling import CFGGuider, KSampler, Noise, fitted
@@ -29,7 +31,8 @@ class EmbeddedHost:
         input_directory: where LoadImage looks and uploads go; ``input`` inside the output directory by default.
         on_progress: called with (steps done, steps in all, present x_0) while sampling.
         load_demo: replaces the demo model's loader, for tests.
-        models_directory: where calibration files are written and looked for, in its subfolder ``fewstep``.
+        models_directory: where model files are looked for, LoRAs in its subfolder ``loras``; calibration files are written to
+            and looked for in its subfolder ``fewstep``.
 
     Attributes:
         sampling_seconds: time spent in samplers so far.
@@ -46,6 +49,8 @@ class EmbeddedHost:
         self.input_directory = Path(input_directory) if input_directory else self.output_directory / "input"
         self.on_progress = on_progress
         self.sampling_seconds = 0.0
+        self.files = EmbeddedFiles(self.models_directory)
+        self.adapters = EmbeddedAdapters()
         self._load_demo = load_demo
         self._interrupt = threading.Event()
 
@@ -73,7 +78,10 @@ class EmbeddedHost:
     def weights(self, model: Any) -> tuple[Mapping[str, Any], Any]:
         """See ``Host``."""
         own = model.get_model_object("diffusion_model").state_dict()
-        return {f"diffusion_model.{name}": tensor for name, tensor in own.items()}, None
+        patches: dict[str, list[Any]] = {}
+        for patch, strength in model.weight_patches:
+            patches.setdefault(patch.key, []).append((strength, comfy_form(patch), 1.0))
+        return {f"diffusion_model.{name}": tensor for name, tensor in own.items()}, patches_data(patches)
 
     def differentiable(self, model: Any) -> AbstractContextManager[None]:
         """See ``Host``; nodes run in inference mode here too."""

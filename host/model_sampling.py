@@ -78,6 +78,8 @@ class DiscreteSampling(SigmaTable):
         s = per_sample(sigma, output)
         if self.prediction == "eps":
             return x - output * s
+        if self.prediction == "x_0":
+            return output
         return x / (s**2 + 1.0) - output * s / (s**2 + 1.0) ** 0.5
 
     def noise_scaling(

@@ -13,7 +13,10 @@ from typing import Any
 
 log = logging.getLogger("fewstep")
 
-MODULES = ("demo", "solvers", "correctors", "schedule", "schedules", "ksampler", "inspector", "calibration", "prompts")
+MODULES = (
+    "demo", "solvers", "consistency", "correctors", "schedule", "schedules", "ksampler", "inspector", "calibration", "prompts",
+    "distilled", "lora_steps",
+)
 
 
 def collect(modules: tuple[str, ...] = MODULES) -> tuple[dict[str, type[Any]], dict[str, str]]:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from .comfy_adapters import ComfyAdapters, ComfyFiles
 from .demo_parts import DemoClip, DemoVAE, load_demo
 from .gradients import own_tensors
 from .host import HostError
@@ -14,6 +15,9 @@ from .host import HostError
 
 class ComfyHost:
     """The ``Host`` of ``nodes/host.py``, by ComfyUI's public functions."""
+
+    files = ComfyFiles()
+    adapters = ComfyAdapters()
 
     def make_sampler(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
         """A ``comfy.samplers.KSAMPLER``."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+LORAS = Path(__file__).resolve().parents[1] / "demo" / "loras"  # few-step LoRAs of the demo model, shipped
 
 
 def load_demo(form: str) -> Any:

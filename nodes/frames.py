@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..samplers.adapters import ModelTimes
     from ..samplers.frames import Frame
 
 POINTS = 1001  # at which a continuous model's time is read off
@@ -48,6 +50,20 @@ def own_shift(model_sampling: Any) -> float:
     """The time shift k of a flow model, sigma = k*u/(1 + (k-1)*u), read off at u = 1/2; 1 where there is none to find."""
     half = float(model_sampling.percent_to_sigma(0.5))
     return half / (1.0 - half) if 0.0 < half < 1.0 else 1.0
+
+
+def model_times(model_sampling: Any) -> ModelTimes:
+    """What trained times need of a model: its table of training steps, or that it is a flow and its shift."""
+    from ..samplers.adapters.trained_times import ModelTimes
+
+    if frame_of(model_sampling).scaling == "flow":
+        return ModelTimes(True, shift=own_shift(model_sampling))
+    table = getattr(model_sampling, "sigmas", None)
+    if table is None or table.ndim != 1 or len(table) < 2:
+        return ModelTimes(False)
+    labels = model_sampling.timestep(table).double().tolist()
+    rising = all(a < b for a, b in itertools.pairwise(labels))
+    return ModelTimes(False, labels, table.double().tolist()) if rising else ModelTimes(False)
 
 
 def _signal_share(model_sampling: Any) -> dict[float, float]:

@@ -7,14 +7,61 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from ..samplers.adapters import Patch, Targets
+    from ..samplers.adapters.forward import ForwardAdditions
 
 
 class HostError(RuntimeError):
     """There is no host, or it lacks what a node needs."""
+
+
+class HostFiles(Protocol):
+    """The host's model files, by folder kind (``loras``)."""
+
+    def names(self, kind: str) -> list[str]:
+        """What a loader's list shows, subfolders included."""
+
+    def path(self, kind: str, name: str) -> Path:
+        """Where a file of the list is; raises the host's own error if it is gone."""
+
+    def folders(self, kind: str) -> list[Path]:
+        """The folders of that kind."""
+
+
+class HostAdapters(Protocol):
+    """Changing a network's weights by the host's own means. Patches are those of ``samplers.adapters``."""
+
+    def targets(self, model: Any) -> Targets:
+        """What an adapter can change in a MODEL."""
+
+    def text_targets(self, clip: Any) -> Targets:
+        """What an adapter can change in a CLIP."""
+
+    def patch(self, model: Any, patches: Sequence[Patch], strength: float) -> Any:
+        """A MODEL with the patches merged whenever the host loads it; raises HostError if it cannot take one of them."""
+
+    def patch_text(self, clip: Any, patches: Sequence[Patch], strength: float) -> Any:
+        """The same for a CLIP."""
+
+    def add_while_running(self, model: Any, additions: ForwardAdditions) -> Any:
+        """A MODEL whose every evaluation has the additions attached."""
+
+    def rebuild_over_steps(
+        self, conditionings: Sequence[Any], parts: Sequence[tuple[Sequence[Patch], Sequence[tuple[float, float]]]]
+    ) -> list[Any]:
+        """CONDITIONINGs under which the weights are rebuilt during sampling.
+
+        ``parts`` are (patches, keyframes); a keyframe is (start as progress 0..1, strength).
+        """
+
+    def predict_x_0(self, model: Any) -> Any:
+        """A MODEL whose network's output is taken for x_0 itself."""
 
 
 class Host(Protocol):
@@ -46,6 +93,12 @@ class Host(Protocol):
 
     def calibration_folders(self) -> list[Path]:
         """Where calibration files are; new ones go into the first."""
+
+    @property
+    def files(self) -> HostFiles: ...
+
+    @property
+    def adapters(self) -> HostAdapters: ...
 
     def progress_bar(self, total: int, node_id: str | None) -> Callable[[int, str, Any], None]:
         """``update(done, text, picture)`` for a long node: done of ``total``, a line of text, a PIL image or None."""

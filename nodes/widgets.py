@@ -38,6 +38,7 @@ WORDS: dict[str, Word] = {
     "disable": Word("Steps without the corrector, counted from 0, for example '0' or '0, 2'. Leaving out step 0 often helps at "
                     "large guidance. Empty: none."),
     "eta": Word("Share of fresh noise: 0 is deterministic, 1 the full stochastic process.", 0.0, 1.0),
+    "gamma": Word("tcd only: how much of the noise is renewed in every step. 0 is DDIM; 0.3 suits 4 steps."),
     "h_init": Word("First step tried, in log signal-to-noise ratio.", 1e-3, 10.0, advanced=True),
     "inner": Word("Where evaluations inside a step lie: grid takes the given sigmas, as published; lambda spreads them evenly "
                   "in log signal-to-noise ratio between the first and the last one.", advanced=True),
@@ -54,6 +55,8 @@ WORDS: dict[str, Word] = {
                     advanced=True),
     "solver_type": Word("Form of the higher-order terms. dpmsolver (midpoint) and taylor (Heun) as published; exact integrates "
                         "the interpolating polynomial and allows orders up to 6."),
+    "start": Word("consistency only. state is usual; noise is for one-step models that start at a low time from plain noise "
+                  "(DMD2 in one step): the network then sees unit noise.", advanced=True),
     "tableau": Word("Runge-Kutta method; its first digit is the order and nearly always the evaluations per step."),
     "theta": Word("Safety factor of the step size.", 0.01, 1.0, advanced=True),
     "thresholding": Word("Dynamic thresholding of x_0. For pixel-space models only: latents have no fixed range.", advanced=True),

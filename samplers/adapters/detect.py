@@ -156,9 +156,11 @@ def _numbers(values: Iterable[Any]) -> str:
 
 
 def self_described(file: AdapterFile) -> Preset | None:
-    """The preset in a file's own header: ``fewstep.method``, ``steps``, ``times``, ``update``, ``cfg``, ``shift``.
+    """The preset in a file's own header, as FewStep's trainer writes it: entries ``fewstep.<name>``.
 
-    ``update`` is ode (DPM-Solver++ 2M), ddim, renoise or x0. Raises AdapterError for a header that contradicts itself.
+    ``method``; ``timesteps`` (or ``times``), a JSON list of training steps, or of noise levels up to 1; ``steps``, their
+    number by default; ``update``: ode (DPM-Solver++ 2M), ddim, renoise or x0; ``cfg``, 1 by default; ``shift``;
+    ``guidance``, what is folded into the weights. Raises AdapterError for entries that cannot be read.
     """
     method = file.metadata.get("fewstep.method")
     if not method:
@@ -170,7 +172,7 @@ def self_described(file: AdapterFile) -> Preset | None:
         "x0": ("consistency", {"start": "noise"}),
     }
     try:
-        times = [float(t) for t in json.loads(said.get("times", "[]"))]
+        times = [float(t) for t in json.loads(said.get("timesteps") or said.get("times") or "[]")]
         steps = int(said.get("steps") or len(times))
         solver, options = solvers[said.get("update", "ode")]
         cfg = float(said.get("cfg", 1.0))
@@ -185,6 +187,7 @@ def self_described(file: AdapterFile) -> Preset | None:
         "method": method.upper(), "label": f"{method}, as the file's header says", "steps": steps, "trained_steps": [steps],
         "grid": grid, "solver": solver, "options": options, "cfg": cfg, "cfg_range": [min(cfg, 1.0), max(cfg, 1.0)],
         "shift": shift, "sources": {"all": "the file's header"},
+        "notes": [f"A guidance of {said['guidance']} is folded into the weights."] if "guidance" in said else [],
     }, where)
 
 

@@ -14,7 +14,7 @@ from .families import Family, compatible, family_of, model_widths
 from .files import AdapterFile
 from .lowrank import Patch
 from .match import Matched, Routing, match
-from .modules import Module, modules_of
+from .modules import Module, Modules, modules_of
 from .names import flat, formats_of
 from .presets import Preset, chosen
 from .report import Report, examples, say_detection, say_matched, say_scales
@@ -88,7 +88,7 @@ def load_adapter(
                f"kinds: {', '.join(sorted(modules.kinds))}")
     report.say(f"made for: {own.label if own else 'unknown'}; the loaded model: {theirs.label if theirs else 'unknown'}")
     _check_family(file, own, theirs, choices, report)
-    detection = _detect(file, inner, own, presets, choices)
+    detection = method_of(file, presets, choices.preset, modules)
     say_detection(report, detection)
     preset_scale = _preset_scale(detection, choices, file, inner, report)
     routing = Routing(
@@ -145,17 +145,19 @@ def _check_family(
     report.warn(text)
 
 
-def _detect(
-    file: AdapterFile, modules: list[Module], family: Family | None, presets: Mapping[str, Preset], choices: Choices
+def method_of(
+    file: AdapterFile, presets: Mapping[str, Preset], choice: str = AUTO, modules: Modules | None = None
 ) -> Detection:
-    if choices.preset == NONE:
+    """The method of a file, or the user's choice; no model is needed."""
+    if choice == NONE:
         return Detection(None, "none", ("you chose no preset",))
-    if choices.preset != AUTO:
-        preset = chosen(presets, choices.preset)
+    if choice != AUTO:
+        preset = chosen(presets, choice)
         return Detection(preset, "given", ("you chose it",), preset.method)
+    inner = [m for m in (modules or modules_of(file)).all if not m.is_text]
     scales = Scales(file)
-    alphas = {m.base: scales.of(m).alpha for m in modules if m.rank is not None}
-    return detect(file, facts_of(modules, family, alphas), presets)
+    alphas = {m.base: scales.of(m).alpha for m in inner if m.rank is not None}
+    return detect(file, facts_of(inner, family_of(_widths(inner)), alphas), presets)
 
 
 def _preset_scale(

@@ -44,6 +44,7 @@ class Preset:
         shift: time shift of flow models, None for the model's own.
         prediction: "x_0" where the network's output is the picture itself, else "model".
         lora: False for methods published as full models only.
+        on_top: whether the file is meant for a model that is distilled already.
         notes: sentences for the report.
         sources: by field where the number comes from.
     """
@@ -65,6 +66,7 @@ class Preset:
     shift: float | None = None
     prediction: str = "model"
     lora: bool = True
+    on_top: bool = False
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = None  # type: ignore[assignment]
 
