@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from . import stock_custom, stock_images, stock_masks, stock_sampling
+from . import stock_custom, stock_images, stock_lora, stock_masks, stock_sampling
 from .errors import HostInputError
 
 MAX_SIDE = 16384
@@ -119,6 +119,6 @@ class VAEEncode:
 
 
 NODES: tuple[type[Any], ...] = (
-    CLIPTextEncode, EmptyLatentImage, EmptySD3LatentImage, VAEDecode, VAEEncode, *stock_images.NODES, *stock_masks.NODES,
+    CLIPTextEncode, EmptyLatentImage, EmptySD3LatentImage, VAEDecode, VAEEncode, *stock_images.NODES, *stock_masks.NODES, *stock_lora.NODES,
     *stock_sampling.NODES, *stock_custom.NODES,
 )

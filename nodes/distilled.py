@@ -108,7 +108,7 @@ class FewStepLoadDistilledLoRA:
                     "Factor on every change. Leave it at 1: the file's own scale (alpha, or the method's) is applied already.")),
                 "preset": ([AUTO, NONE, *preset_names()], {
                     "default": AUTO,
-                    "tooltip": "Which method it is. auto finds out and says how sure it is; a guess never changes the strength."}),
+                    "tooltip": "Which method it is. auto finds out and says how sure it is; a guess changes no strength."}),
             },
             "optional": {
                 "clip": ("CLIP", {"tooltip": "Only for files that also change the text encoder; few-step LoRAs do not."}),

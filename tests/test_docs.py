@@ -22,7 +22,8 @@ def test_python_blocks_run(name, capsys):
         exec(compile(block, name, "exec"), {})
 
 
-@pytest.mark.parametrize("module", ["samplers", "samplers.frames", "samplers.grids", "samplers.recipe"])
+@pytest.mark.parametrize("module", ["samplers", "samplers.frames", "samplers.grids", "samplers.recipe", "samplers.adapters", "samplers.adapters.names", "samplers.adapters.families",
+    "samplers.adapters.trained_times", "samplers.adapters.targets", "samplers.adapters.strength"])
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"fewstep.{module}"))
     assert result.attempted > 0 and result.failed == 0

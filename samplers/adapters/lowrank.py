@@ -18,7 +18,7 @@ class Patch:
     """One change of one weight.
 
     Attributes:
-        name: the name under which the host knows the module.
+        name: the module's name in the file.
         target: see ``targets``.
         kind: lora, loha, lokr, oft, glora, diff (a change of full size) or set (a new weight).
         tensors: by the host's words for them (``lora_up.weight``, ``alpha``, ``diff`` ...).

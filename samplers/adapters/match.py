@@ -14,7 +14,6 @@ from . import routed
 from .hydra import merged_branches
 from .lowrank import Patch, fits
 from .modules import Module
-from .names import candidates
 from .scale import Scale, Scales
 from .targets import Target, Targets, bias_of, key_of, part_of, target_shape
 
@@ -71,29 +70,23 @@ def match(modules: Iterable[Module], targets: Targets, scales: Scales, routing: 
     Raises AdapterError where two modules of the file change the same weight in the same way, or a Hydra or routed module
     does not fit its layer.
     """
-    found, taken = Matched(), dict[Any, str]()
+    found, taken, buffer = Matched(), dict[Any, str](), torch.empty(1 << 20)
     for module in modules:
         found.modules += 1
-        sums = {role: _sum(tensor) for role, tensor in module.tensors.items()}
-        found.not_finite += [module.keys[role] for role, total in sums.items() if not math.isfinite(total)]
-        up = next((role for role in ("lora_up.weight", "lora_b") if role in sums), None)
-        if up is not None and sums[up] == 0 and not bool(module.tensors[up].float().any()):
+        ends = {role: _extremes(tensor, buffer) for role, tensor in module.tensors.items()}
+        found.not_finite += [module.keys[role] for role, pair in ends.items() if not all(map(math.isfinite, pair))]
+        if (0.0, 0.0) in (ends.get("lora_up.weight"), ends.get("lora_b")):
             found.empty.append(module.base)
-        name = next((n for n in candidates(module.base) if n in targets.names), None)
-        if name is None:
+        target = targets.find(module.base)
+        if target is None or target_shape(target, targets.shapes) is None:
             found.unmatched.append(module.base)
             continue
         if module.missing:
             found.incomplete.append(f"{module.base} (no {', '.join(module.missing)})")
             continue
-        target = targets.names[name]
-        shape = target_shape(target, targets.shapes)
-        if shape is None:
-            found.unmatched.append(module.base)
-            continue
         if module.rank is not None:
             found.scales[module.base] = scales.of(module)
-        patches = _patches(module, name, target, targets, found.scales.get(module.base), routing)
+        patches = _patches(module, target, targets, found.scales.get(module.base), routing)
         wrong = [p for p in patches if not fits(p, target_shape(p.target, targets.shapes) or ())]
         if wrong:
             weight = list(target_shape(wrong[0].target, targets.shapes) or ())
@@ -109,9 +102,9 @@ def match(modules: Iterable[Module], targets: Targets, scales: Scales, routing: 
 
 
 def _patches(
-    module: Module, name: str, target: Target, targets: Targets, scale: Scale | None, routing: Routing
+    module: Module, target: Target, targets: Targets, scale: Scale | None, routing: Routing
 ) -> list[Patch]:
-    t, kinds, patches = module.tensors, module.kinds, list[Patch]()
+    name, t, kinds, patches = module.base, module.tensors, module.kinds, list[Patch]()
     if "lora" in kinds:
         assert scale is not None
         roles = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "reshape_weight", "dora_scale")
@@ -126,10 +119,10 @@ def _patches(
                 tensors["alpha"] = torch.tensor(scale.factor * scale.rank)
             patches.append(Patch(name, target, kind, tensors))
     if "hydra" in kinds:
-        patches += _hydra(module, name, target, targets)
+        patches += _hydra(module, target, targets)
     if "routed" in kinds:
         assert scale is not None
-        patches.append(_routed(module, name, target, targets, scale, routing))
+        patches.append(_routed(module, target, targets, scale, routing))
     bias = bias_of(target)
     for role, place, kind in (("diff", target, "diff"), ("w_norm", target, "diff"), ("set_weight", target, "set"),
                               ("diff_b", bias, "diff"), ("b_norm", bias, "diff"), ("up_bias", bias, "diff")):
@@ -147,19 +140,19 @@ def _low_rank(name: str, target: Target, tensors: dict[str, torch.Tensor], facto
     return Patch(name, target, "lora", {**tensors, "alpha": torch.tensor(factor * rank, dtype=torch.float64)})
 
 
-def _hydra(module: Module, name: str, target: Target, targets: Targets) -> list[Patch]:
+def _hydra(module: Module, target: Target, targets: Targets) -> list[Patch]:
     weight, bias_target = part_of(targets.base(key_of(target)), target), bias_of(target)
     bias_key = key_of(bias_target)
     bias = part_of(targets.base(bias_key), bias_target) if bias_key in targets.shapes else None
     down, up, change = merged_branches(module.tensors, weight, bias, module.base)
     factor = float(module.tensors["alpha"]) if "alpha" in module.tensors else 1.0  # Hydra's s, not divided by a rank
-    patches = [_low_rank(name, target, {"lora_down.weight": down, "lora_up.weight": up}, factor)]
+    patches = [_low_rank(module.base, target, {"lora_down.weight": down, "lora_up.weight": up}, factor)]
     if change is not None and bool(change.any()):
-        patches.append(Patch(name, bias_target, "diff", {"diff": factor * change}))
+        patches.append(Patch(module.base, bias_target, "diff", {"diff": factor * change}))
     return patches
 
 
-def _routed(module: Module, name: str, target: Target, targets: Targets, scale: Scale, routing: Routing) -> Patch:
+def _routed(module: Module, target: Target, targets: Targets, scale: Scale, routing: Routing) -> Patch:
     a, b = routed.split_pair(module.tensors, module.base)
     shape = target_shape(target, targets.shapes) or ()
     routed.check_sizes(a, b, math.prod(shape[1:]), shape[0], module.base)
@@ -170,16 +163,21 @@ def _routed(module: Module, name: str, target: Target, targets: Targets, scale: 
         row = routed.task_index(routing.task, routing.names, logits.shape[0], routing.allow_unknown)
     weights = routed.routing_weights(logits, row, heads, adapters, module.base)
     down, up = routed.stack(a, b, weights, module.base) if routing.merge_after else routed.route(a, b, weights)
-    return _low_rank(name, target, {
+    return _low_rank(module.base, target, {
         "lora_down.weight": down.reshape(-1, *shape[1:]), "lora_up.weight": up.reshape(*up.shape, *(1,) * (len(shape) - 2)),
     }, scale.factor)
 
 
-def _sum(tensor: torch.Tensor) -> float:
-    """Sum of all values: NaN and infinity survive it, and it needs no second tensor of the same size."""
-    if tensor.dtype.itemsize == 1:  # 8-bit floats have no arithmetic of their own
-        tensor = tensor.float()
-    return float(tensor.sum(dtype=torch.float32 if tensor.is_floating_point() else None))
+def _extremes(tensor: torch.Tensor, buffer: torch.Tensor) -> tuple[float, float]:
+    """(smallest, largest) value, NaN if there is one; read in pieces through ``buffer``, so that no memory is asked for."""
+    low, high = (math.inf, -math.inf) if tensor.numel() else (0.0, 0.0)
+    for piece in tensor.reshape(-1).split(len(buffer)) if tensor.numel() else ():
+        ends = torch.aminmax(buffer[: len(piece)].copy_(piece))
+        a, b = float(ends.min), float(ends.max)
+        if math.isnan(a):
+            return a, b
+        low, high = min(low, a), max(high, b)
+    return low, high
 
 
 def _size(patch: Patch) -> str:

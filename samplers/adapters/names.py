@@ -44,8 +44,6 @@ _HYDRA_SIBLINGS = {"mlp": "fc2"}  # the official code names a branch of fc2 afte
 _TEXT = re.compile(r"^(?:lora_te\d*_|lora_prior_te_|text_encoder_\d\.|text_encoders?[._]|te\d*\.)")
 _PREFIX = re.compile(r"^(?:(?:unet|transformer)\.(?=.)|base_model\.model\.|(?:model\.)?diffusion_model\.)")
 _FLAT_PREFIX = re.compile(r"^(?:lora_unet_+|lora_transformer_|lora_prior_unet_|lycoris_)")
-_DOTTED_NAMES = ("diffusion_model.", "transformer.", "base_model.model.", "")
-_FLAT_NAMES = ("lora_unet_", "lora_transformer_", "lycoris_")
 
 
 class Part(NamedTuple):
@@ -121,25 +119,16 @@ def flat(module: str) -> str:
     return module.replace(".processor.", ".").replace(".", "_")
 
 
-def candidates(base: str) -> Iterator[str]:
-    """Names under which a host may know the module ``base``, the file's own first."""
-    yield base
+def text_names(base: str) -> Iterator[str]:
+    """The names under which hosts may know a text encoder's module, each encoder its own."""
     text = _TEXT.match(base)
-    if text:
-        module = base[text.end():].replace("base_model.model.", "")
-        second = "2" in text.group(0)
-        yield ("text_encoder_2." if second else "text_encoder.") + module
-        for name in ("lora_te2_",) if second else ("lora_te1_", "lora_te_"):
-            yield name + flat(module)
+    if text is None:
         return
-    module = module_of(base)
-    if module == base or "." in module:
-        for name in _DOTTED_NAMES:
-            yield name + module
-    short = flat(module)
-    for tail in (short, f"{short}_0") if short.endswith("_to_out") else (short,):
-        for name in _FLAT_NAMES:
-            yield name + tail
+    module = base[text.end():].replace("base_model.model.", "")
+    second = "2" in text.group(0)
+    yield ("text_encoder_2." if second else "text_encoder.") + module
+    for name in ("lora_te2_",) if second else ("lora_te1_", "lora_te_"):
+        yield name + flat(module)
 
 
 _FORMATS: tuple[tuple[str, str], ...] = (

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+
+from .names import flat, is_text, module_of, text_names
 
 Slice = tuple[int, int, int]
 Target = Any  # str, (str, Slice), or (str, Slice | None, function)
@@ -38,6 +41,23 @@ class Targets:
     base: Callable[[str], torch.Tensor]
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     renamed: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] = _unchanged
+
+    @cached_property
+    def _by_module(self) -> dict[str, Target | None]:
+        """From flat module names, the same in all formats, to targets; None where hosts' names of two weights fall together."""
+        found: dict[str, Target | None] = {}
+        for name, target in self.names.items():
+            module = flat(module_of(name))
+            found[module] = target if found.get(module, target) == target else None
+        return found
+
+    def find(self, base: str) -> Target | None:
+        """The weight of a file's module: by the host's own names first, else by the module's name alone."""
+        if base in self.names:
+            return self.names[base]
+        if is_text(base):
+            return next((self.names[name] for name in text_names(base) if name in self.names), None)
+        return self._by_module.get(flat(module_of(base)))
 
 
 def targets_of(network: torch.nn.Module, prefix: str = "diffusion_model.") -> Targets:
@@ -73,11 +93,13 @@ def part_of(weight: torch.Tensor, target: Target) -> torch.Tensor:
 
 
 def target_shape(target: Target, shapes: Mapping[str, Shape]) -> Shape | None:
-    """Shape of the (part of the) weight, None if there is no such weight."""
+    """Shape of the (part of the) weight, None if there is no such weight or part."""
     shape = shapes.get(key_of(target))
     if shape is None or isinstance(target, str) or target[1] is None:
         return shape
-    dim, _, length = target[1]
+    dim, start, length = target[1]
+    if start + length > shape[dim]:  # a host's table for another network
+        return None
     return (*shape[:dim], length, *shape[dim + 1 :])
 
 

@@ -35,6 +35,14 @@ CONTRACT = {
     "FewStepBetaSchedule": ("model steps denoise", "SIGMAS"),
     "FewStepShiftedSchedule": ("model steps denoise shift", "SIGMAS"),
     "FewStepPlanInspector": ("model sampler sigmas", "IMAGE STRING"),
+    "FewStepConsistency": ("method gamma start s_noise", "SAMPLER"),
+    "FewStepLoadDistilledLoRA": (
+        "model lora_name strength preset clip steps cfg shift sampler gamma times denoise scale allow_partial",
+        "MODEL CLIP SAMPLER SIGMAS FLOAT INT STRING"),
+    "FewStepDistilledPreset": ("model preset steps cfg shift sampler gamma times denoise", "MODEL SAMPLER SIGMAS FLOAT INT STRING"),
+    "FewStepLoadRoutedAdapter": ("model lora_name task strength allow_unknown_task", "MODEL STRING"),
+    "FewStepLoRAOverSteps": (
+        "model lora_name sigmas strengths second_lora second_strengths positive negative method", "MODEL CONDITIONING CONDITIONING STRING"),
 }
 CLASSES = nodes.NODE_CLASS_MAPPINGS
 SOCKETS = {"CLIP", "FEWSTEP_CALIBRATION", "MODEL", "CONDITIONING", "LATENT", "SAMPLER", "SIGMAS"}
@@ -42,7 +50,7 @@ SOCKETS = {"CLIP", "FEWSTEP_CALIBRATION", "MODEL", "CONDITIONING", "LATENT", "SA
 
 def entries(node):
     types = node.INPUT_TYPES()
-    assert set(types) <= {"required", "optional"}
+    assert set(types) <= {"required", "optional", "hidden"}
     return {**types["required"], **types.get("optional", {})}
 
 
@@ -63,7 +71,7 @@ def test_every_node_explains_itself(node_id):
     for name, (kind, settings) in entries(node).items():
         assert len(settings["tooltip"]) > 10, name
         if isinstance(kind, list):
-            assert name == "file" or settings["default"] in kind  # what lies in a folder has no choice that is always there
+            assert name in ("file", "lora_name") or settings["default"] in kind  # what lies in a folder has no choice that is always there
         elif kind not in SOCKETS:
             assert kind in {"INT", "FLOAT", "BOOLEAN", "STRING"}
             assert "default" in settings

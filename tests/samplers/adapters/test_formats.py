@@ -9,7 +9,7 @@ from fewstep.samplers import adapters
 from fewstep.samplers.adapters.hydra import merged_branches
 from fewstep.samplers.adapters.match import Routing, match
 from fewstep.samplers.adapters.modules import Module, modules_of
-from fewstep.samplers.adapters.names import candidates, formats_of, split_key
+from fewstep.samplers.adapters.names import formats_of, split_key, text_names
 from fewstep.samplers.adapters.scale import Scales
 from fewstep.samplers.errors import AdapterError
 
@@ -78,9 +78,9 @@ def test_keys_are_taken_apart(key, base, role):
 
 
 def test_text_encoders_keep_to_their_own():
-    names = set(candidates("text_encoder_2.text_model.encoder.layers.0.mlp.fc1"))
+    names = set(text_names("text_encoder_2.text_model.encoder.layers.0.mlp.fc1"))
     assert "lora_te2_text_model_encoder_layers_0_mlp_fc1" in names and not any("te1" in n or "te_" in n for n in names)
-    assert "lora_te1_text_model_encoder_layers_0_mlp_fc1" in set(candidates("text_encoder.text_model.encoder.layers.0.mlp.fc1"))
+    assert "lora_te1_text_model_encoder_layers_0_mlp_fc1" in set(text_names("text_encoder.text_model.encoder.layers.0.mlp.fc1"))
     assert formats_of(["lora_te1_x", "unet.down_blocks.0.a"]) == ["text encoder: 1", "D1 (diffusers U-Net): 1"]
 
 
