@@ -14,7 +14,7 @@ def blocks(name):
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.S)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/adding_a_solver.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/adding_a_solver.md", "docs/distilled_loras.md"])
 def test_python_blocks_run(name, capsys):
     found = blocks(name)
     assert found
@@ -22,8 +22,10 @@ def test_python_blocks_run(name, capsys):
         exec(compile(block, name, "exec"), {})
 
 
-@pytest.mark.parametrize("module", ["samplers", "samplers.frames", "samplers.grids", "samplers.recipe", "samplers.adapters", "samplers.adapters.names", "samplers.adapters.families",
-    "samplers.adapters.trained_times", "samplers.adapters.targets", "samplers.adapters.strength"])
+ADAPTERS = [f"samplers.adapters{part}" for part in ("", ".families", ".names", ".strength", ".targets", ".trained_times")]
+
+
+@pytest.mark.parametrize("module", ["samplers", "samplers.frames", "samplers.grids", "samplers.recipe", *ADAPTERS])
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"fewstep.{module}"))
     assert result.attempted > 0 and result.failed == 0

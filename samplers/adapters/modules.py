@@ -73,9 +73,13 @@ class Module:
 
     @property
     def widths(self) -> tuple[int | None, int | None]:
-        """(input, output) channels of a LoRA; None where the tensors do not tell."""
-        down, up = self.tensors.get("lora_down.weight"), self.tensors.get("lora_up.weight")
-        return (int(down.shape[1]) if down is not None and down.ndim > 1 else None, int(up.shape[0]) if up is not None else None)
+        """(input, output) channels of the layer; None where the tensors do not tell."""
+        def size(dim: int, *roles: str) -> int | None:
+            found = (self.tensors[role].shape for role in roles if role in self.tensors)
+            return next((int(shape[dim]) for shape in found if len(shape) > dim), None)
+
+        whole = ("diff", "set_weight")
+        return size(1, "lora_down.weight", *whole, "hada_w1_b"), size(0, "lora_up.weight", *whole, "hada_w1_a")
 
 
 @dataclass(frozen=True)

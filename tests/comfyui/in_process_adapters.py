@@ -296,13 +296,64 @@ def kinds():
     # eight-bit base weights: stochastic rounding by the host, bit for bit as with its own loader
     if hasattr(torch, "float8_e4m3fn"):
         narrow = sd15()
-        narrow.model.diffusion_model.to(torch.float8_e4m3fn)
+        narrow.model.diffusion_model.to(torch.float8_e4m3fn).requires_grad_(False)
         tensors = {f"lora_unet_{linear}.{role}": tensor for role, tensor in cases["lora without alpha"][1].items()}
         tensors[f"lora_unet_{linear}.alpha"] = torch.tensor(1.0)
         ours = weights(loras.load(narrow, tensors, strength=STRENGTH, preset="none")[0])
         theirs = weights(comfy.sd.load_lora_for_models(narrow, None, dict(tensors), STRENGTH, 0)[0])
         own = f"diffusion_model.{'input_blocks.1.1.transformer_blocks.0.attn2.to_k'}.weight"
         out["fp8"] = {"same": torch.equal(ours[own].view(torch.uint8), theirs[own].view(torch.uint8)), "dtype": str(ours[own].dtype)}
+    return out
+
+
+@check
+def text_encoders():
+    """Both CLIPs of SDXL under the host's names, tiny."""
+    start_host()
+    import comfy.model_patcher
+    import comfy.sd
+
+    pack = Pack()
+    loras, out = Loras(pack), {}
+    root, generator = torch.nn.Module(), torch.Generator().manual_seed(8)
+    layers = {f"{clip}.transformer.text_model.encoder.layers.0.{leaf}": (6, 4) for clip in ("clip_l", "clip_g") for leaf in ("mlp.fc1", "self_attn.q_proj")}
+    for path, (outside, inside) in layers.items():
+        *parents, leaf = path.split(".")
+        place = root
+        for name in parents:
+            if not hasattr(place, name):
+                place.add_module(name, torch.nn.Module())
+            place = getattr(place, name)
+        place.add_module(leaf, torch.nn.Linear(inside, outside))
+    clip = comfy.sd.CLIP(no_init=True)
+    clip.cond_stage_model, clip.tokenizer, clip.layer_idx = root, None, None
+    clip.patcher = comfy.model_patcher.ModelPatcher(root.requires_grad_(False), torch.device("cpu"), torch.device("cpu"))
+    clip.tokenizer_options, clip.use_clip_schedule, clip.apply_hooks_to_conds = {}, False, None
+    before = {k: v.clone() for k, v in root.state_dict().items()}
+    model = sd15()
+    main, _ = file_of(dict(list(own_modules(model).items())[:4]), model.model.state_dict(), lambda m: "diffusion_model." + m, KOHYA)
+    tails = {path: path.split(".text_model.")[1] for path in layers}
+    second = {path: path.startswith("clip_g") for path in layers}
+    bases = {
+        "kohya": lambda p: f"lora_te{2 if second[p] else 1}_text_model_" + flat(tails[p]),
+        "diffusers": lambda p: f"text_encoder{'_2' if second[p] else ''}.text_model." + tails[p], "generic": lambda p: "text_encoders." + p,
+        "PEFT": lambda p: f"text_encoder{'_2' if second[p] else ''}.base_model.model.text_model." + tails[p],
+    }
+    endings = {"diffusers": (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"), "PEFT": AB}
+    for name, base in bases.items():
+        down_end, up_end = endings.get(name, KOHYA)
+        file, expected = dict(main), {k: v.double().clone() for k, v in before.items()}
+        for path, (outside, inside) in layers.items():
+            down, up = torch.randn(2, inside, generator=generator), torch.randn(outside, 2, generator=generator)
+            file |= {base(path) + down_end: down, base(path) + up_end: up, base(path) + ".alpha": torch.tensor(ALPHA)}
+            expected[f"{path}.weight"] += STRENGTH * ALPHA / 2 * (up.double() @ down.double())
+        _, changed, *_, report = loras.load(model, file, clip=clip, strength=STRENGTH, preset="none")
+        changed.patcher.patch_model(torch.device("cpu"))
+        found = {k: v.clone() for k, v in root.state_dict().items()}
+        changed.patcher.unpatch_model(torch.device("cpu"))
+        out[name] = {"error": error(found, expected, before)[0], "changed": error(found, expected, before)[1], "used": "text encoder: 4 of 4" in report}
+        without = loras.load(model, file, preset="none")[-1]
+        out[name]["without"] = "4 modules are in the file and not used, as no CLIP" in without and "WARNING: text" not in without
     return out
 
 

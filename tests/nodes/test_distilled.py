@@ -60,8 +60,8 @@ def checkpoint(form="eps"):
 
 
 def load(name="digits.safetensors", form="eps", **widgets):
-    model, clip, _ = checkpoint(form)
-    return run("FewStepLoadDistilledLoRA", model=widgets.pop("model", model), lora_name=name, **widgets)
+    model = widgets.pop("model", None) or checkpoint(form)[0]
+    return run("FewStepLoadDistilledLoRA", model=model, lora_name=name, **widgets)
 
 
 def weights(model):
@@ -127,7 +127,7 @@ def test_wrong_settings_visibly_warn(embedded):
 
 
 def test_overrides_reach_the_outputs(embedded):
-    _, _, sampler, sigmas, cfg, steps, _ = load(times="999, 499", sampler="tcd", gamma=0.5, cfg=1.0)
+    _, _, sampler, sigmas, _, steps, _ = load(times="999, 499", sampler="tcd", gamma=0.5, cfg=1.0)
     assert (steps, recipe_of(sampler).solver, recipe_of(sampler).options["gamma"]) == (2, "tcd", 0.5) and len(sigmas) == 3
     assert len(load(denoise=0.5)[3]) == 3
 

@@ -1,6 +1,8 @@
 """The samplers and the noise levels of distilled models: the published rows, the host's own tables, strengths over steps."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,11 @@ from fewstep.samplers.adapters.forward import ForwardAdditions, can_be_added
 from fewstep.samplers.adapters.presets import shipped
 from fewstep.samplers.adapters.strength import boundaries, keyframes, percent_of, strengths_from_text
 from fewstep.samplers.adapters.trained_times import ModelTimes, lcm_steps, levels_from_text, preset_sigmas, trailing_steps
+from fewstep.samplers.analytic import GaussianMixture
 from fewstep.samplers.errors import AdapterError, OptionError, ScheduleError
+from safetensors import safe_open
 
+GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "distillation.safetensors"
 AC = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 TABLE = np.sqrt((1 - AC) / AC)
 SD, FLOW = ModelTimes(False, range(1000), TABLE), ModelTimes(True, shift=3.0)
@@ -302,3 +307,27 @@ def test_whole_weights_cannot_be_added(make):
     assert not can_be_added(adapter.patches)
     with pytest.raises(AdapterError, match="whole weights"):
         ForwardAdditions(adapter.patches, [1.0], [1.0, 0.0])
+
+
+# the official trainer's own roll-out
+@pytest.mark.parametrize(("case", "times"), [("tdm_separate", (899, 674, 449, 224)), ("tdm_shared_mse", (999, 749, 499, 249))])
+def test_the_few_step_ode_passes_through_the_trainers_states(case, times):
+    """The student (teacher's noise prediction + theta tanh x) from x_T over the trained times: golden states, VP frame."""
+    with safe_open(GOLDEN, "pt") as file:
+        theta = json.loads(file.metadata()[case])["theta"]
+        states, x_T = file.get_tensor(f"{case}.states"), file.get_tensor(f"{case}.x_T")
+    frame, mixture = frames.discrete_vp(AC), GaussianMixture.make(0)
+    teacher = mixture.denoiser(frame, 1.0)
+
+    def student(x, sigma):
+        s = sigma.reshape(-1, 1, 1, 1)
+        alpha = (1 - s**2).sqrt()
+        eps = (x - alpha * teacher(x, sigma)) / s + theta * x.tanh()
+        return (x - s * eps) / alpha
+
+    seen = [x_T]
+    plan = make_plan("ddim", frame, [math.sqrt(1 - AC[t]) for t in times])
+    seen.append(run(plan, student, x_T, callback=lambda p: seen.append(p.x.clone())))
+    assert len(seen) == 5  # x_T, three steps, and the result, which is the last of them
+    for found, golden in zip(seen[:4], states.flip(0), strict=True):
+        assert (found - golden).abs().max() < 1e-9 * golden.abs().max()
