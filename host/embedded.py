@@ -91,6 +91,10 @@ class EmbeddedHost:
         """See ``Host``."""
         return [self.models_directory / "fewstep"]
 
+    def running_prompt(self) -> Mapping[str, Any]:
+        """See ``Host``; nodes are given it here."""
+        return {}
+
     def progress_bar(self, total: int, node_id: str | None) -> Callable[[int, str, Any], None]:
         """See ``Host``; the picture is not shown."""
         return lambda done, text, picture: self.progress(done, total)

@@ -119,6 +119,6 @@ class VAEEncode:
 
 
 NODES: tuple[type[Any], ...] = (
-    CLIPTextEncode, EmptyLatentImage, EmptySD3LatentImage, VAEDecode, VAEEncode, *stock_images.NODES, *stock_masks.NODES, *stock_lora.NODES,
-    *stock_sampling.NODES, *stock_custom.NODES,
+    CLIPTextEncode, EmptyLatentImage, EmptySD3LatentImage, VAEDecode, VAEEncode, *stock_images.NODES, *stock_lora.NODES,
+    *stock_masks.NODES, *stock_sampling.NODES, *stock_custom.NODES,
 )

@@ -117,6 +117,14 @@ class ComfyHost:
         suffixes.add(".safetensors")
         return [Path(path) for path in paths]
 
+    def running_prompt(self) -> Mapping[str, Any]:
+        """From the queue: ComfyUI leaves the hidden PROMPT empty in IS_CHANGED."""
+        from server import PromptServer
+
+        queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+        running = list(getattr(queue, "currently_running", {}).values())
+        return running[0][2] if running and len(running[0]) > 2 else {}
+
     def progress_bar(self, total: int, node_id: str | None) -> Callable[[int, str, Any], None]:
         """The node's own bar, its text line where this ComfyUI has one, and the picture as a preview."""
         import comfy.utils

@@ -132,7 +132,8 @@ class FewStepLoadDistilledLoRA:
 
         try:
             found = method_of(opened(lora_name), presets(), preset).preset
-            return f"{changed(lora_name)} {around(found, lora_name, prompt, node_id)}"
+            workflow = prompt or get_host().running_prompt()
+            return f"{changed(lora_name)} {around(found, lora_name, workflow, node_id)}"
         except Exception as error:  # whatever it is, the node says it when it runs
             return str(error)
 

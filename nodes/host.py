@@ -94,6 +94,9 @@ class Host(Protocol):
     def calibration_folders(self) -> list[Path]:
         """Where calibration files are; new ones go into the first."""
 
+    def running_prompt(self) -> Mapping[str, Any]:
+        """The workflow that runs now, in API form, where a node cannot be given it; empty if it is not known."""
+
     @property
     def files(self) -> HostFiles: ...
 

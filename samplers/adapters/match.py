@@ -171,7 +171,9 @@ def _routed(module: Module, target: Target, targets: Targets, scale: Scale, rout
 def _extremes(tensor: torch.Tensor, buffer: torch.Tensor) -> tuple[float, float]:
     """(smallest, largest) value, NaN if there is one; read in pieces through ``buffer``, so that no memory is asked for."""
     low, high = (math.inf, -math.inf) if tensor.numel() else (0.0, 0.0)
-    for piece in tensor.reshape(-1).split(len(buffer)) if tensor.numel() else ():
+    flat = tensor.reshape(-1)
+    for start in range(0, len(flat), len(buffer)):
+        piece = flat[start : start + len(buffer)]
         ends = torch.aminmax(buffer[: len(piece)].copy_(piece))
         a, b = float(ends.min), float(ends.max)
         if math.isnan(a):

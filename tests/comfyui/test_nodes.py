@@ -20,7 +20,7 @@ def test_a_node_is_described_as_it_says(server, name):
     assert info["output"] == list(node.RETURN_TYPES) and info["output_tooltips"] == list(node.OUTPUT_TOOLTIPS)
     assert info["category"].startswith("FewStep") and info["display_name"] == node.DISPLAY_NAME == DISPLAY_NAMES[name]
     assert info["description"] == node.DESCRIPTION and info["python_module"] == "custom_nodes.few-step.pack"
-    inputs = {label: spec for group in info["input"].values() for label, spec in group.items()}
+    inputs = {label: spec for group in ("required", "optional") for label, spec in info["input"].get(group, {}).items()}
     assert all(spec[1].get("tooltip") for spec in inputs.values()), f"{name} has an input without a tooltip"
 
 

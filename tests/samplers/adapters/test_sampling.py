@@ -14,6 +14,7 @@ from fewstep.samplers.adapters.strength import boundaries, keyframes, percent_of
 from fewstep.samplers.adapters.trained_times import ModelTimes, lcm_steps, levels_from_text, preset_sigmas, trailing_steps
 from fewstep.samplers.analytic import GaussianMixture
 from fewstep.samplers.errors import AdapterError, OptionError, ScheduleError
+from host_reads import HostReads
 from safetensors import safe_open
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "distillation.safetensors"
@@ -288,6 +289,14 @@ def test_additions_while_running_are_the_merged_weights_of_every_step(make):
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
         assert torch.equal(net(x), plain)  # nothing stays behind
     assert (found - plain).abs().max() > 0.1
+
+
+def test_additions_read_nothing_on_the_host(make):
+    net, x, sigma = Net(), torch.randn(2, 3, 8, 8), torch.tensor([3.0, 3.0])
+    additions = ForwardAdditions(net_adapter(make, net).patches, [1.0, 0.5], [9.0, 3.0, 0.0])
+    with torch.no_grad(), HostReads() as reads, additions.attached(net, sigma):
+        net(x)
+    assert reads.count == 0
 
 
 def test_additions_leave_nothing_behind_after_an_error(make):

@@ -1,35 +1,14 @@
-"""Checks of LoRA files inside ComfyUI's own process: ``python in_process_adapters.py CHECK``; see ``in_process.py``."""
+"""LoRA files of every format on the host's own networks."""
 
-import json
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from in_process import (
-    LATENT,
-    Pack,
-    conditioning,
-    difference,
-    flux,
-    noise_like,
-    patcher,
-    sample,
-    sd15,
-    sdxl,
-    start_host,
-    stock,
-    wan,
-)
+from hosted import LATENT, Pack, difference, noise_like, sample, start_host, stock
+from model_zoo import conditioning, flux, patcher, sd15, sdxl, wan
 from safetensors.torch import save_file
 
-CHECKS = {}
 STRENGTH, ALPHA, RANK = 0.7, 3.0, 2
-
-
-def check(function):
-    CHECKS[function.__name__] = function
-    return function
 
 
 class Loras:
@@ -219,7 +198,6 @@ def error(found, expected, before):
     return worst, sum(not torch.equal(found[k], before[k]) for k in before)
 
 
-@check
 def formats():
     start_host()
     import comfy.lora
@@ -246,7 +224,6 @@ def formats():
     return out
 
 
-@check
 def kinds():
     """LoHa, LoKr, LoCon, DoRA, OFT, GLoRA, full changes: the same weights as the host's own loader gives."""
     start_host()
@@ -306,7 +283,6 @@ def kinds():
     return out
 
 
-@check
 def text_encoders():
     """Both CLIPs of SDXL under the host's names, tiny."""
     start_host()
@@ -357,7 +333,6 @@ def text_encoders():
     return out
 
 
-@check
 def hydra_and_routed():
     start_host()
     pack = Pack()
@@ -399,7 +374,6 @@ def hydra_and_routed():
     return out
 
 
-@check
 def over_steps():
     """Strengths over steps, by additions and by the host's hooks, against a run that loads each step's strength plainly."""
     start_host()
@@ -439,7 +413,6 @@ def demo_case(pack):
     return model, conds
 
 
-@check
 def both_hosts():
     """The demo model with a LoRA: weights and pictures here and in the embedded host, and by the stock loader."""
     start_host()
@@ -474,7 +447,6 @@ def both_hosts():
     return out
 
 
-@check
 def settings():
     """Noise levels and inputs of presets on the host's own models."""
     start_host()
@@ -523,7 +495,6 @@ def settings():
     return out
 
 
-@check
 def full_size():
     """The real networks' names and widths, without their weights."""
     start_host()
@@ -570,6 +541,3 @@ def full_size():
         out[name] = family.id if family else None
     return out
 
-
-if __name__ == "__main__":
-    print("\n" + json.dumps(CHECKS[sys.argv[1]]()))
