@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-LORAS = Path(__file__).resolve().parents[1] / "demo" / "loras"  # few-step LoRAs of the demo model, shipped
+LORAS = Path(__file__).resolve().parents[1] / "demo" / "weights" / "loras"  # few-step LoRAs of the demo model, shipped
 
 
 def load_demo(form: str) -> Any:

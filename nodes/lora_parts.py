@@ -79,6 +79,9 @@ def apply(model: Any, file: AdapterFile, choices: Choices, clip: Any = None) -> 
     text = adapters.text_targets(clip) if clip is not None else None
     adapter = load_adapter(file, targets, presets(), choices, text=text)
     warn_fp8(adapter.report, adapter.family, targets)
+    other = other_base(model, file)
+    if other is not None:
+        adapter.report.warn(other)
     before, preset = model.model_options.get(APPLIED, ()), adapter.detection.preset
     if before and not (preset is not None and preset.on_top):
         adapter.report.warn(f"{', '.join(before)} is on this model already: the strengths of distilled LoRAs add up")
@@ -90,6 +93,24 @@ def apply(model: Any, file: AdapterFile, choices: Choices, clip: Any = None) -> 
         if adapter.detection.method and adapter.patches:
             model = mark(model, file.name)
     return model, clip, adapter
+
+
+def other_base(model: Any, file: AdapterFile) -> str | None:
+    """What is wrong if a file states its base model (``fewstep.base_fingerprint``) and the loaded one is another."""
+    import json
+
+    from ..samplers.calibration.fingerprint import Fingerprint
+
+    stated = file.metadata.get("fewstep.base_fingerprint")
+    if stated is None:
+        return None
+    try:
+        wanted = Fingerprint.from_data(json.loads(stated))
+    except (ValueError, KeyError, TypeError):
+        return f"{file.name} states its base model in a form that cannot be read"
+    difference = wanted.difference(Fingerprint.of(get_host().weights(model)[0]))
+    name = file.metadata.get("fewstep.base", "another model")
+    return None if difference is None else f"{file.name} was trained on {name}, the loaded model is another one: {difference}"
 
 
 def mark(model: Any, name: str) -> Any:

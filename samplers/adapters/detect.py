@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import AdapterError
@@ -25,6 +25,7 @@ _WORDS = re.compile(
     r"distill?|lightning|turbo|schnell|dmd2|hyper-?(?:sd|flux)|lightx2v|causvid|(?<![a-z])(?:lcm|tcd|pcm|tdm|dmd)(?![a-z])"
     r"|(?<![\d.])(?:[1248]|16)[-_ ]?steps?(?![a-z\d])", re.IGNORECASE
 )
+_SHIFT = re.compile(r"shift[-_ ]?(\d+(?:\.\d+)?)", re.IGNORECASE)
 _STEPS = re.compile(r"(?<![\d.])([1-9]|[1-6]\d)[-_ ]?steps?(?![a-z\d])", re.IGNORECASE)
 
 
@@ -113,6 +114,10 @@ def _by_text(text: str, where: str, facts: Facts, presets: Mapping[str, Preset])
     if steps:
         preset = preset.with_steps(int(steps.group(1)))
         reasons.append(f"{where} says {preset.steps} steps")
+    shift = _SHIFT.search(text)
+    if shift and preset.shift is not None:
+        preset = replace(preset, shift=float(shift.group(1)))
+        reasons.append(f"{where} says shift {preset.shift:g}")
     agree, differ = compare(preset, facts)
     if differ:
         return Detection(None, "low", (*reasons, *differ), preset.method)

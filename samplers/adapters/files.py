@@ -46,8 +46,9 @@ def open_adapter(path: str | Path) -> AdapterFile:
         raise AdapterError(f"there is no adapter file {path.name} in {path.parent}: refresh the list, or choose another one")
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-    if path.suffix.lower() in PICKLES or start[:2] in (b"PK", b"\x80\x02"):
+        start = file.read(9)  # a length of 8 bytes, which may begin with anything, and the brace of the header
+    pickled = start[8:] != b"{" and start.startswith((b"PK\x03\x04", b"\x80"))
+    if path.suffix.lower() in PICKLES or pickled:
         raise AdapterError(
             f"{path.name} is a pickle, a file that can run code when it is opened. Convert it once, which reads tensors only: "
             f'{CONVERT} "{path}"'
@@ -59,7 +60,7 @@ def open_adapter(path: str | Path) -> AdapterFile:
             metadata = opened.metadata() or {}
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
-        expected = 8 + int.from_bytes(start, "little")
+        expected = 8 + int.from_bytes(start[:8], "little")
         short = f"; its header says more than {expected} bytes" if size < expected < 1 << 40 else ""
         raise AdapterError(
             f"{path.name} ({size} bytes) is not a readable safetensors file{short}: {error}. Download it again, or check that "

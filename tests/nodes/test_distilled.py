@@ -146,6 +146,17 @@ def test_two_distilled_files_on_one_model_warn(embedded):
     assert "already" not in once[-1] and "already" not in load("sub/plain.safetensors")[-1]
 
 
+def test_a_file_that_states_its_base_model_is_held_to_it(embedded):
+    from fewstep.samplers.calibration.fingerprint import Fingerprint
+
+    model, *_ = checkpoint("eps")
+    stated = json.dumps(Fingerprint.of(embedded.weights(model)[0]).to_data())
+    lora_file(embedded.loras / "digits.safetensors", metadata={**DEMO, "fewstep.base": "digits_eps", "fewstep.base_fingerprint": stated})
+    assert "trained on" not in load(model=model)[-1]
+    assert "trained on" not in load(model=load("sub/plain.safetensors", model=model)[0])[-1]  # another LoRA on it is no other base
+    assert "was trained on digits_eps, the loaded model is another one: its weights differ by" in load(form="v")[-1]
+
+
 def test_a_users_presets_are_in_the_list_and_a_broken_file_is_named(embedded):
     own = {"method": "Mine", "label": "mine", "families": ["digits"], "names": ["plain"], "steps": 3, "grid": {"kind": "trailing"},
            "solver": "ddim", "cfg": 2, "cfg_range": [1, 3]}

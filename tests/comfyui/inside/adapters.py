@@ -270,6 +270,20 @@ def kinds():
     changed = weights(loras.load(model, tensors, preset="none", strength=0.5)[0])
     plain = weights(model)
     out["both"] = {"weight": float((changed[f"{key}.weight"] - plain[f"{key}.weight"]).mean()), "bias": float((changed[f"{key}.bias"] - plain[f"{key}.bias"]).mean())}
+    # FLUX control files of its makers: other names, biases, norms, and a wider first layer
+    wide = flux()
+    state = wide.model.state_dict()
+    outside, inside = state["diffusion_model.img_in.weight"].shape
+    shapes = {"img_in": (outside, 2 * inside), "double_blocks.0.img_attn.qkv": tuple(state["diffusion_model.double_blocks.0.img_attn.qkv.weight"].shape)}
+    control = {}
+    for module, (rows, columns) in shapes.items():
+        control |= random(**{f"{module}.lora_A.weight": (2, columns), f"{module}.lora_B.weight": (rows, 2), f"{module}.lora_B.bias": (rows,)})
+    scale = "single_blocks.0.norm.key_norm.scale"
+    control |= random(**{scale: tuple(state[f"diffusion_model.{scale}"].shape)})
+    ours = weights(loras.load(wide, control, strength=STRENGTH, preset="none")[0])
+    theirs = weights(comfy.sd.load_lora_for_models(wide, None, dict(control), STRENGTH, 0)[0])
+    out["control"] = {"host": max(float((ours[k] - theirs[k]).abs().max()) for k in ours), "changed": sum(
+        ours[k].shape != v.shape or not torch.equal(ours[k], v) for k, v in state.items()), "input": list(ours["diffusion_model.img_in.weight"].shape)}
     # eight-bit base weights: stochastic rounding by the host, bit for bit as with its own loader
     if hasattr(torch, "float8_e4m3fn"):
         narrow = sd15()

@@ -91,6 +91,12 @@ def test_the_header_goes_before_the_name():
     assert (detection.preset.id, detection.preset.steps, detection.confidence) == ("lcm", 8, "high")
 
 
+def test_the_name_says_the_shift():
+    given = facts("sd3", alpha="none")
+    assert found("pcm_deterministic_2step_shift1.safetensors", given).preset.shift == 1
+    assert found("pcm_stochastic_4step.safetensors", given).preset.shift == 3
+
+
 def test_a_file_that_describes_itself():
     header = {"fewstep.method": "tdm", "fewstep.steps": "4", "fewstep.times": "[999, 749, 499, 249]", "fewstep.update": "ode", "fewstep.cfg": "1"}
     detection = found("digits.safetensors", facts("digits"), header)

@@ -69,6 +69,16 @@ def test_a_broken_file_says_what_is_wrong(tmp_path, kind, message):
     assert "bad.safetensors" in str(error.value)
 
 
+@pytest.mark.parametrize("length", [0x4B50, 0x0280])  # a header's length that begins like a zip or a pickle
+def test_a_header_of_any_length_is_no_pickle(tmp_path, length):
+    save_file(lora(1), tmp_path / "a.safetensors", {"x": "y"})
+    content = (tmp_path / "a.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].rstrip().ljust(length)
+    (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + header + content[8 + size :])
+    assert set(adapters.open_adapter(tmp_path / "a.safetensors").tensors) == set(lora(1))
+
+
 @pytest.mark.parametrize("ending", [".pt", ".bin", ".ckpt", ".PTH"])
 def test_a_pickle_is_refused_by_its_ending_without_being_read(tmp_path, ending):
     (tmp_path / f"a{ending}").write_bytes(b"anything")
