@@ -1,5 +1,6 @@
 """LoRA files of every format on the host's own networks."""
 
+import json
 import tempfile
 from pathlib import Path
 
