@@ -76,16 +76,6 @@ class Grid:
         return [self.node(i) for i in range(len(self.sigma))]
 
 
-def moved(grid: Grid, i: int, node: Node) -> Grid:
-    """A copy with node ``i`` elsewhere. It is not checked: a step may go backwards, as time shift's published forms do."""
-    copy = object.__new__(Grid)
-    arrays: dict[str, Any] = {name: getattr(grid, name).copy() for name in ("sigma", "alpha", "lambda_", "t")}
-    for name, array in arrays.items():
-        array[i] = getattr(node, name)
-    copy.__dict__.update(frame=grid.frame, end=grid.end, **arrays)
-    return copy
-
-
 def _check_falling(sigma: np.ndarray, lambda_: np.ndarray) -> None:
     if sigma.ndim != 1 or len(sigma) < 2:
         raise ScheduleError(f"a grid needs at least 2 sigmas in one dimension, got shape {sigma.shape}")

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import OptionError, PlanError, check_choice, check_integer
 from ..frames import Frame
-from ..grids import Grid, Node, moved, node_at_lambda
+from ..grids import Grid, Node, node_at_lambda
 from ..plan import Plan, Row
 from ..times import DiscreteTime
 from .late_rows import Choice, looked_up, same, scaled
@@ -161,6 +161,16 @@ def _rewired(
     )
     hook = TimeShiftHook(stages, before, after, moves)
     return base.with_stages(stages, rows.get(id(base.final), base.final), hooks=(*base.hooks, hook))
+
+
+def moved(grid: Grid, i: int, node: Node) -> Grid:
+    """A copy with node ``i`` elsewhere. It is not checked: a step may go backwards, as time shift's published forms do."""
+    copy = object.__new__(Grid)
+    arrays: dict[str, Any] = {name: getattr(grid, name).copy() for name in ("sigma", "alpha", "lambda_", "t")}
+    for name, array in arrays.items():
+        array[i] = getattr(node, name)
+    copy.__dict__.update(frame=grid.frame, end=grid.end, **arrays)
+    return copy
 
 
 def _predicts_ahead(plan: Plan) -> bool:

@@ -127,7 +127,7 @@ def ipndm(grid: Grid, *, order: int = 4) -> Plan:
         step = step_from(node, grid.node(i + 1), "noise")
         used = 1 if step.first_order_only else usable_history(grid, i, min(order, i + 1))
         weights = IPNDM_WEIGHTS[used - 1]
-        gain = step.row({}, newest=0).m.get(0, 0.0)
-        row = Row(x=step.A, m={i - j: float(gain) * w for j, w in enumerate(weights)})  # type: ignore[arg-type]
+        gain = float(step.row({}, newest=0).m.get(0, 0.0))
+        row = Row(x=step.A, m={i - j: gain * w for j, w in enumerate(weights)})
         stages.append(Stage(node, row, kind=stage_kind(node, "noise"), step=i))
     return Plan(tuple(stages), tuple(grid.nodes))
