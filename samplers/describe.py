@@ -26,6 +26,9 @@ def describe(plan: Plan) -> str:
     if plan.late:
         lines.insert(2, "* depends on the data; shown for nominal times")
     table = [("eval", "sigma", "lambda", "makes", "from")]
+    if plan.start is not None:
+        source = plan.start.source
+        table.append(("start", f"{source.sigma:.6g}", f"{source.lambda_:.4f}", "X", str(plan.start)))
     for k, stage in enumerate(plan.stages):
         sigma, lam = f"{stage.node.sigma:.6g}", f"{stage.node.lambda_:.4f}"
         if not stage.predict.is_identity:

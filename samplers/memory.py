@@ -46,4 +46,5 @@ def peak_latents(plan: Plan) -> int:
                 own_outputs -= 1
                 pool += 1
     own_x = own_x or not plan.final.is_identity
-    return max(peak, count())
+    peak = max(peak, count())
+    return peak if plan.start is None else max(peak + 1, plan.start.latents)  # the caller's state and the one it became

@@ -54,7 +54,7 @@ class Moments(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ChannelMoments:
-    """Independent pixels: mean [C] and covariance [C, C] over the channels."""
+    """Independent pixels: ``mean`` [C] and ``covariance`` [C, C] over the channels."""
 
     mean: torch.Tensor
     covariance: torch.Tensor
@@ -148,7 +148,8 @@ class FourierMoments:
         z = torch.fft.rfftn(d, dim=dims, norm="ortho")
         matrix = _function(self._eigen[1], factors).to(z.dtype).to(d.device)
         z = torch.einsum("...ij,bj...->bi...", matrix, z)
-        return torch.fft.irfftn(z, s=self.sizes, dim=dims, norm="ortho")
+        result: torch.Tensor = torch.fft.irfftn(z, s=self.sizes, dim=dims, norm="ortho")
+        return result
 
     def in_basis(self, other: Moments) -> torch.Tensor:
         assert isinstance(other, FourierMoments)
@@ -227,17 +228,13 @@ class LowRankMoments:
         return {"mean": self.mean, "vectors": self.vectors, "eigenvalues": self.eigenvalues, "residual": self.residual}
 
 
+@lru_cache(maxsize=4)
 def moments_of(calibration: Calibration, *, unconditional: bool = False) -> Moments:
     """The moments in a calibration; ``unconditional``: those of the model without its prompt.
 
     Raises CalibrationError where they are missing or do not fit together. The last few are kept, with their eigenvectors.
     """
-    return _moments(calibration, UNCONDITIONAL if unconditional else "")
-
-
-@lru_cache(maxsize=4)
-def _moments(calibration: Calibration, prefix: str) -> Moments:
-    tensors, kind = calibration.tensors, calibration.meta.get("kind")
+    tensors, kind, prefix = calibration.tensors, calibration.meta.get("kind"), UNCONDITIONAL if unconditional else ""
     try:
         if kind == "channel":
             return ChannelMoments(*(tensors[prefix + name] for name in ("mean", "covariance")))

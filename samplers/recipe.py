@@ -132,7 +132,10 @@ class Recipe:
         }
         if self.start is not None:  # left out where there is none: texts of older recipes stay as they were
             data["start"] = {"transform": self.start[0], "options": dict(self.start[1])}
-        return json.dumps(data, sort_keys=True, separators=(",", ":"))
+        try:
+            return json.dumps(data, sort_keys=True, separators=(",", ":"))
+        except TypeError as error:  # a calibration that was given as an object
+            raise OptionError(f"the recipe cannot be written ({error}): save the calibration and give its reference") from None
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:

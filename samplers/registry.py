@@ -23,6 +23,7 @@ from .solvers.dpm_singlestep import dpm_solver_singlestep
 from .solvers.pndm import pndm
 from .solvers.unipc import unipc
 from .start import StartTransform
+from .teleport import teleport
 
 SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
     "ddim": ddim,
@@ -42,8 +43,8 @@ SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
 CORRECTORS: dict[str, Callable[..., Plan]] = {"unic": unic}  # plan -> plan
 # (grid -> plan, grid) -> plan: those that plan on other grids too
 REPLANNERS: dict[str, Callable[..., Plan]] = {"time_shift": time_shift}
-# grid -> (transform, the grid that is left)
-STARTS: dict[str, Callable[..., tuple[StartTransform, Grid]]] = {}
+# grid -> (transform, the grid that is left); no transform where there is nothing to jump over
+STARTS: dict[str, Callable[..., tuple[StartTransform | None, Grid]]] = {"teleport": teleport}
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ def tail(grid: Grid, sigma: float) -> Grid:
     head = from_sigmas(grid.frame, [sigma, 0.0])
     if abs(grid.sigma[below - 1] - sigma) <= SAME * sigma:  # a node of the grid stays as given, to the last bit
         head, below = grid, below - 1
-    rest = (
-        array[below:] if head is grid else np.append(first[0], array[below:])
-        for array, first in ((getattr(grid, name), getattr(head, name)) for name in ("sigma", "alpha", "lambda_", "t"))
-    )
-    return Grid(grid.frame, *rest, end=grid.end)
+    rest: dict[str, Any] = {
+        name: getattr(grid, name)[below:] if head is grid else np.append(getattr(head, name)[0], getattr(grid, name)[below:])
+        for name in ("sigma", "alpha", "lambda_", "t")
+    }
+    return Grid(grid.frame, end=grid.end, **rest)
 
 
 def regrid(grid: Grid, sigma: float) -> Grid:

@@ -26,9 +26,9 @@ def resized_spectrum(spectrum: torch.Tensor, sizes: Sequence[int]) -> torch.Tens
     dc = (0,) * len(old)
     means, variance = spectrum[dc] / math.prod(old), _mean(spectrum)
     result = spectrum.clone()
-    neighbours = [spectrum[(*dc[:i], step, *dc[i + 1 :])] for i in range(len(old)) for step in (1, -1) if old[i] > 1]
-    if neighbours:
-        result[dc] = torch.stack(neighbours).mean(0)
+    around = [tuple(step if j == i else 0 for j in range(len(old))) for i in range(len(old)) for step in (1, -1) if old[i] > 1]
+    if around:
+        result[dc] = torch.stack([spectrum[place] for place in around]).mean(0)
     for axis, size in enumerate(sizes):
         result = _resampled(result, axis, size)
     pixels = math.prod(sizes)

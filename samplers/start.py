@@ -19,6 +19,9 @@ class StartTransform(Protocol):
         source: the node at which the caller gives the state.
         target: the plan's first node.
         nfe: evaluations that the transform itself makes.
+        latents: most latent-sized tensors alive while it runs, the caller's state included.
+
+    ``str()`` says in a few words what it does.
     """
 
     @property
@@ -27,6 +30,8 @@ class StartTransform(Protocol):
     def target(self) -> Node: ...
     @property
     def nfe(self) -> int: ...
+    @property
+    def latents(self) -> int: ...
 
     def __call__(self, x: torch.Tensor, denoise: NodeDenoiser) -> torch.Tensor:
         """A new tensor; ``denoise(x, node)`` evaluates the model at a node and counts and reports it."""

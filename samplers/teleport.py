@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from .calibration.store import Calibration, resolve
-from .errors import CalibrationError, OptionError, check_choice, check_range
+from .errors import OptionError, check_choice, check_range
 from .grids import Grid, Node, node_at_lambda
 from .lincomb import accumulation_dtype
 from .moments import Moments, moments_of
@@ -90,8 +90,8 @@ def guided_jump(
     for place, weight in zip((last - 0.5) / 2 * places + (last + 0.5) / 2, (last - 0.5) / 2 * weights, strict=True):
         s = rho1 * place / (1.0 - place)
         common = weight * rho1 / (1.0 - place) ** 2 * s * (end - log_power(1.0, s)).exp()
-        for integral, l, share in zip(integrals, (l_c, l_u), (g, 1.0 - g), strict=True):
-            integral += share * common / (l + s * s)
+        for integral, variance, share in zip(integrals, (l_c, l_u), (g, 1.0 - g), strict=True):
+            integral += share * common / (variance + s * s)
     for part, integral in zip((fitted, other), integrals, strict=True):
         result = result + fitted.apply(part.centre(wide).expand(1, *x.shape[1:]), integral)
     return result.to(x.dtype)
@@ -135,26 +135,31 @@ class GaussianJump:
         return f"{self.mode} jump to sigma {self.target.sigma:.6g} by {self.moments.kind} moments"
 
     def __call__(self, x: torch.Tensor, denoise: NodeDenoiser) -> torch.Tensor:
-        self.moments.fit(x.shape)  # what does not fit is said before the model runs
+        moments = self.moments.fit(x.shape)  # what does not fit is said before the model runs
         at, to = (self.source.alpha, self.source.sigma), (self.target.alpha, self.target.sigma)
         denoised = denoise(x, self.source) if self.mode == "anchored" else None
         if denoised is not None and self.start == "ode":
-            return anchored_jump(x, denoised, *at, *to, self.moments)
-        # a draw is the jump of the unit noise from where nothing of the picture is left
-        unit = _wide(x) / math.hypot(*at) if self.start == "draw" else x
-        at = (0.0, 1.0) if self.start == "draw" else at
-        if denoised is not None:
-            return self._anchored_draw(x, denoised, unit)
+            return anchored_jump(x, denoised, *at, *to, moments)
+        if self.start == "draw":  # the jump of the unit noise, from where nothing of the picture is left
+            unit = _wide(x) / math.hypot(*at)
+            if denoised is not None:
+                return _anchored_draw(x, unit, denoised, at, to, moments)
+            at, start = (0.0, 1.0), unit
+        else:
+            start = x
         if self.unconditional is not None:
-            return guided_jump(unit, *at, *to, self.moments, self.unconditional, self.guidance_scale).to(x.dtype)
-        return jump(unit, *at, *to, self.moments).to(x.dtype)
+            return guided_jump(start, *at, *to, moments, self.unconditional, self.guidance_scale).to(x.dtype)
+        return jump(start, *at, *to, moments).to(x.dtype)
 
-    def _anchored_draw(self, x: torch.Tensor, denoised: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-        fitted, centre = self.moments.fit(x.shape), _wide(denoised)
-        share = fitted.values * (self.source.alpha / self.source.sigma**2)
-        mean = centre - fitted.apply(_wide(x) - self.source.alpha * centre, share)
-        spread = fitted.apply(unit, _gain(fitted.values, 0.0, 1.0, self.target.alpha, self.target.sigma))
-        return (self.target.alpha * mean + spread).to(x.dtype)
+
+def _anchored_draw(
+    x: torch.Tensor, unit: torch.Tensor, denoised: torch.Tensor, at: tuple[float, float], to: tuple[float, float],
+    moments: Moments,
+) -> torch.Tensor:
+    wide = _wide(denoised)
+    mean = wide - moments.apply(_wide(x) - at[0] * wide, moments.values * (at[0] / at[1] ** 2))
+    spread = moments.apply(unit, _gain(moments.values, 0.0, 1.0, *to))
+    return (to[0] * mean + spread).to(x.dtype)
 
 
 def teleport(
@@ -194,7 +199,8 @@ def teleport(
     calibration = resolve(moments, "moments")
     end = _jump_end(grid, calibration, mode, skip, sigma_skip, fraction)
     if end is None or end >= grid.sigma[0]:
-        where = "the moments hold nowhere" if end is None else f"the run starts at sigma {grid.sigma[0]:.6g}, the jump ends at {end:.6g}"
+        where = f"the run starts at sigma {grid.sigma[0]:.6g}, the jump " + (
+            "was measured to hold nowhere" if end is None else f"would end at {end:.6g}")
         log.warning("FewStep: no teleportation: %s; the whole grid is sampled", where)
         return None, grid
     if start == "draw" and not _is_full(grid):

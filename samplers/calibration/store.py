@@ -28,7 +28,7 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _folders: list[Path] = []
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
     """What was fitted.
 
@@ -49,6 +49,9 @@ class Calibration:
         for name, tensor in self.tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CalibrationError(f"the calibration's '{name}' holds NaN or infinity; nothing is saved")
+
+    def __repr__(self) -> str:
+        return f"Calibration({self.purpose}, {len(self.tensors)} tensors)"
 
     def check_model(self, model: Fingerprint, name: str = "this calibration") -> None:
         """Raises CalibrationError unless it was made for ``model``."""
@@ -142,6 +145,16 @@ def load(ref: str, purpose: str) -> Calibration:
     if found.purpose != purpose:
         raise CalibrationError(f"'{name}' holds {found.purpose}, but {purpose} are needed here")
     return found
+
+
+def resolve(value: Calibration | str, purpose: str) -> Calibration:
+    """An option's calibration: the object itself, or the file of a reference. Raises CalibrationError, see ``load``."""
+    if isinstance(value, str):
+        return load(value, purpose)
+    if not isinstance(value, Calibration) or value.purpose != purpose:
+        what = f"one of {value.purpose}" if isinstance(value, Calibration) else type(value).__name__
+        raise CalibrationError(f"a calibration of {purpose} is needed, or a reference to its file, not {what}")
+    return value
 
 
 def read(path: str | Path) -> Calibration:
