@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,10 @@ class EmbeddedHost:
     def sampler_options(self, sampler: Any) -> Mapping[str, Any]:
         """See ``Host``."""
         return getattr(sampler, "extra_options", None) or {}
+
+    def wrap_sampler(self, sampler: Any, function: Callable[..., Any], options: Mapping[str, Any]) -> KSampler:
+        """See ``Host``; every SAMPLER here is made of a function."""
+        return KSampler(function, {**options, "inner": partial(sampler.sampler_function, **sampler.extra_options)})
 
     def demo_checkpoint(self, form: str) -> tuple[Any, Any, Any]:
         """See ``Host``."""

@@ -14,8 +14,8 @@ from typing import Any
 log = logging.getLogger("fewstep")
 
 MODULES = (
-    "demo", "solvers", "consistency", "correctors", "schedule", "schedules", "ksampler", "inspector", "calibration", "prompts",
-    "distilled", "lora_steps",
+    "demo", "solvers", "consistency", "correctors", "teleport", "schedule", "schedules", "ksampler", "inspector",
+    "calibration", "prompts", "distilled", "lora_steps",
 )
 
 

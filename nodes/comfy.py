@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ class ComfyHost:
     def sampler_options(self, sampler: Any) -> Mapping[str, Any]:
         """KSAMPLER's ``extra_options``."""
         return getattr(sampler, "extra_options", None) or {}
+
+    def wrap_sampler(self, sampler: Any, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+        """A ``comfy.samplers.KSAMPLER`` with the inpainting options of the given one."""
+        from comfy.samplers import KSAMPLER
+
+        inner = getattr(sampler, "sampler_function", None)
+        if inner is None:
+            raise HostError(
+                f"the connected SAMPLER is a {type(sampler).__name__} and no KSAMPLER, so it cannot be started at a later step: "
+                "connect one from KSamplerSelect, from a sampler node, or one of FewStep's"
+            )
+        inner = partial(inner, **(getattr(sampler, "extra_options", None) or {}))
+        return KSAMPLER(function, {**options, "inner": inner}, getattr(sampler, "inpaint_options", None) or {})
 
     def sample(
         self, model: Any, seed: int, cfg: float, sampler: Any, sigmas: Any, positive: Any, negative: Any,

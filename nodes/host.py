@@ -73,6 +73,12 @@ class Host(Protocol):
     def sampler_options(self, sampler: Any) -> Mapping[str, Any]:
         """The ``options`` of a SAMPLER; empty where it is of another kind."""
 
+    def wrap_sampler(self, sampler: Any, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+        """As ``make_sampler``, for a function that also gets ``inner=``: the given SAMPLER as a function, called as it was.
+
+        What the given SAMPLER does to masked latents is kept. Raises HostError for a SAMPLER that is not made of a function.
+        """
+
     def sample(
         self, model: Any, seed: int, cfg: float, sampler: Any, sigmas: Any, positive: Any, negative: Any,
         latent: Mapping[str, Any],

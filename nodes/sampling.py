@@ -20,16 +20,23 @@ def make_sampler(recipe: Recipe) -> Any:
 
 def recipe_of(sampler: Any) -> Recipe:
     """The recipe in a SAMPLER; raises OptionError for samplers that are not FewStep's."""
-    from ..samplers import Recipe
     from ..samplers.errors import OptionError
 
-    text = get_host().sampler_options(sampler).get("recipe_json")
-    if not isinstance(text, str):
+    recipe = carried_recipe(sampler)
+    if recipe is None:
         raise OptionError(
             "the connected SAMPLER is not one of FewStep's; correctors act on a solver's coefficients, which other samplers "
             "do not have: connect a FewStep solver node"
         )
-    return Recipe.from_json(text)
+    return recipe
+
+
+def carried_recipe(sampler: Any) -> Recipe | None:
+    """The recipe in a SAMPLER, or None for samplers that are not FewStep's."""
+    from ..samplers import Recipe
+
+    text = get_host().sampler_options(sampler).get("recipe_json")
+    return Recipe.from_json(text) if isinstance(text, str) else None
 
 
 def sample_recipe(

@@ -16,7 +16,10 @@ TRIAL_STEPS = 60  # divisible by every order, so that no option fails for the nu
 
 
 def checked(recipe: Recipe) -> Recipe:
-    """Resolves ``recipe`` once on a grid that suits every solver, so that a bad option shows in the node that has it."""
+    """Resolves ``recipe`` once on a grid that suits every solver, so that a bad option shows in the node that has it.
+
+    Its start transform, if any, was checked by its own node: how far it goes depends on the model's sigmas.
+    """
     from ..samplers import frames, grids
 
     steps = TRIAL_STEPS
@@ -25,7 +28,7 @@ def checked(recipe: Recipe) -> Recipe:
         while listed and max(listed) >= steps and steps < 10_000:
             steps *= 2
     frame = frames.linear_vp().unit_alpha()
-    recipe.resolve(frame, grids.uniform_lambda(frame, steps, end="stop"))
+    replace(recipe, start=None).resolve(frame, grids.uniform_lambda(frame, steps, end="stop"))
     return recipe
 
 
