@@ -66,7 +66,7 @@ class FewStepTeleport:
     DESCRIPTION = (
         "Replaces the first, noisiest steps by one exact jump, computed from the mean and covariance of the model's latents "
         "(Wang and Vastola 2024): fewer evaluations for the same picture, or finer steps where they matter. Works before every "
-        "SAMPLER, stock ones too. Not for step-distilled models (Turbo, Lightning, LCM): they are made for their own noise levels."
+        "SAMPLER, stock ones too. Not for step-distilled models (Turbo, Lightning, LCM): they are made for their own steps."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["teleportation", "gaussian moments", "skip steps", "warm start"]
     RETURN_TYPES = ("SAMPLER",)

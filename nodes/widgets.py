@@ -48,8 +48,8 @@ WORDS: dict[str, Word] = {
     "lower_order_final": Word("Lowers the order in the last steps, which keeps few-step samples stable: published below 10 "
                               "steps only, always, or never."),
     "mode": Word("anchored: one evaluation at the start tells the mean, with prompt, guidance and control inside; safe, and "
-                 "costs that one evaluation. mean: the measured mean, free; right where the moments were measured with this prompt and "
-                 "guidance. guided: the means with and without prompt at guidance_scale."),
+                 "costs that one evaluation. mean: the measured mean, free; right where the moments were measured with this prompt "
+                 "and guidance. guided: the means with and without prompt at guidance_scale."),
     "order": Word("Order of the method: how many evaluations each step builds on. 2 is safe with guidance, 3 suits unguided "
                   "or lightly guided models. Needs at least that many steps.", 1, 6),
     "prediction": Word("What the solver builds on: data (x_0) is the stable choice with guidance, noise (eps) suits unguided "

@@ -89,7 +89,8 @@ def save(calibration: Calibration, path: str | Path) -> str:
         "format": FORMAT, "purpose": calibration.purpose, "meta": dict(calibration.meta),
         "model": None if calibration.model is None else calibration.model.to_data(),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in calibration.tensors.items()}
+    # cloned: the format refuses tensors that share memory
+    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in calibration.tensors.items()}
     content = to_bytes(tensors, {"fewstep_calibration": json.dumps(head, sort_keys=True, allow_nan=False)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
