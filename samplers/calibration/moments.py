@@ -19,6 +19,7 @@ from ..engine import Denoiser, Progress, run
 from ..errors import CalibrationError, DenoiserError, check_choice, check_integer, check_range
 from ..frames import Frame
 from ..grids import Node, node_at_lambda, uniform_lambda
+from ..lincomb import accumulation_dtype
 from ..moments import Moments, calibration_of, moments_of
 from ..plan import Plan
 from ..solvers.dpm_multistep import dpm_solver_multistep
@@ -183,7 +184,8 @@ def from_denoiser(
             if i:
                 x = _drawn(combined(fits[m][:i]), x, levels[i])
             node = node_at_lambda(frame, -math.log(levels[i]))
-            denoised = models[m]((x * node.alpha).to(like), torch.full((len(x),), node.sigma).to(like))
+            told = torch.full((len(x),), node.sigma, dtype=accumulation_dtype(like.dtype), device=like.device)
+            denoised = models[m]((x * node.alpha).to(like), told)
             try:
                 fits[m][i].add(x, denoised)
             except CalibrationError as error:

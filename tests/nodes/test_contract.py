@@ -23,6 +23,7 @@ CONTRACT = {
     "FewStepDEISRungeKutta": ("tableau", "SAMPLER"),
     "FewStepIPNDM": ("order", "SAMPLER"),
     "FewStepUniC": ("sampler order variant disable", "SAMPLER"),
+    "FewStepTeleport": ("sampler moments mode skip sigma_skip fraction rest start guidance_scale", "SAMPLER"),
     "FewStepSchedule": ("model kind steps denoise shift rho", "SIGMAS"),
     "FewStepKSampler": (
         "model positive negative latent_image seed steps cfg solver schedule denoise sampler sigmas", "LATENT"),

@@ -1,0 +1,75 @@
+"""The Teleport node before ComfyUI's own samplers, inside its process; see ``in_process.py``. Prints one line of JSON."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from in_process import LATENT, Pack, difference, family_models, noise_like, sample, start_host, stock
+
+NAMES = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "uni_pc", "ddim", "lms", "res_multistep", "dpm_fast", "dpm_adaptive")
+
+
+def measured(pack, folder, latents, name, **options):
+    """Moments of given latents, in a file as the loader gives it."""
+    store, moments = pack.part("samplers.calibration.store"), pack.part("samplers.calibration.moments")
+    store.add_folder(folder)
+    made = moments.from_latents([latents], **options)
+    return pack.part("nodes.calibration").CalibrationInput(store.save(made, Path(folder) / f"{name}.safetensors"), made)
+
+
+def settings(pack, **changes):
+    known = pack.nodes["FewStepTeleport"].INPUT_TYPES()["required"].items()
+    return {n: e[1]["default"] for n, e in known if "default" in e[1]} | changes
+
+
+def main():
+    start_host()
+    pack, out = Pack(), {"stock": {}, "ours": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for form in ("eps", "flow"):
+            model, *conds = pack.demo(form)
+            noise = noise_like(LATENT)
+            fine = sample(model, *conds, stock("euler"), pack.sigmas(model, "uniform_t", 300), LATENT, noise)
+            many = sample(model, *conds, pack.solver("FewStepUniPC"), pack.sigmas(model, "karras", 12), torch.zeros(64, 4, 8, 8),
+                          noise_like(torch.zeros(64, 4, 8, 8)))
+            moments = measured(pack, folder, many, form)
+            sigmas, reference = pack.sigmas(model, "uniform_t", 8), {}
+            for name in NAMES:
+                seen, calls = [], []
+                model.set_model_unet_function_wrapper(lambda apply, args, calls=calls: calls.append(1) or apply(args["input"], args["timestep"], **args["c"]))
+                jumping = pack.run("FewStepTeleport", stock(name), moments, **settings(pack, rest="tail"))[0]
+                result = sample(model, *conds, jumping, sigmas, LATENT, noise, callback=lambda i, d, x, t, seen=seen: seen.append((i, t)))
+                again = sample(model, *conds, jumping, sigmas, LATENT, noise)
+                plain = sample(model, *conds, stock(name), sigmas, LATENT, noise)
+                reference[name] = difference(plain, fine)
+                out["stock"][f"{form} {name}"] = {
+                    "error": difference(result, fine), "plain": reference[name], "last": seen[-1], "rising": seen == sorted(seen),
+                    "first": seen[0][0], "same": bool(torch.equal(result, again)), "finite": bool(torch.isfinite(result).all()),
+                    "stochastic": name in ("dpmpp_2m_sde", "dpmpp_sde"),
+                }
+            jumping = pack.run("FewStepTeleport", pack.solver("FewStepDDIM"), moments, **settings(pack))[0]
+            ours = sample(model, *conds, jumping, sigmas, LATENT, noise)
+            jumping = pack.run("FewStepTeleport", stock("euler"), moments, **settings(pack))[0]
+            out["ours"][form] = difference(ours, sample(model, *conds, jumping, sigmas, LATENT, noise))
+            mask, picture = torch.zeros(1, 8, 8), noise_like(LATENT, 9) * 0.5
+            mask[..., 4:] = 1
+            kept = sample(model, *conds, jumping, sigmas, picture, noise, noise_mask=mask)
+            out["ours"][f"{form} mask"] = difference(kept[..., :4], picture[..., :4])
+        families = family_models()
+        video, conds, latent = families["wan"]
+        moments = measured(pack, folder, torch.randn(24, *latent.shape[1:]), "video")
+        jumping = pack.run("FewStepTeleport", stock("dpmpp_2m"), moments, **settings(pack))[0]
+        result = sample(video, *conds, jumping, pack.sigmas(video), latent, noise_like(latent), 3.0)
+        out["video"] = [list(result.shape), bool(torch.isfinite(result).all())]
+        moments = measured(pack, folder, torch.randn(24, 64, 40), "audio")
+        sound, conds, latent = families["audio"]
+        jumping = pack.run("FewStepTeleport", pack.solver("FewStepUniPC"), moments, **settings(pack))[0]
+        out["audio"] = bool(torch.isfinite(sample(sound, *conds, jumping, pack.sigmas(sound), latent, noise_like(latent), 3.0)).all())
+    print("\n" + json.dumps(out))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()
