@@ -16,6 +16,11 @@ from .widgets import inputs, option_values
 if TYPE_CHECKING:
     from .calibration import CalibrationInput
 
+START = (
+    "ode: continues the picture that the noise would have given. draw: another picture from the same noise, with the full range "
+    "of brightness that noise and v models lose at their start; needs denoise 1."
+)
+
 
 def sample_after_jump(
     model: Any, x: Any, sigmas: Any, extra_args: Mapping[str, Any] | None = None,
@@ -82,7 +87,7 @@ class FewStepTeleport:
         return {"required": {
             "sampler": ("SAMPLER", {"tooltip": "Any sampler: FewStep's solvers with their correctors, or a stock one."}),
             "moments": (SOCKET, {"tooltip": "Gaussian moments of this model's latents, loaded or just measured."}),
-            **inputs(solver_options("teleport"), names, {}),
+            **inputs(solver_options("teleport"), names, {"start": {"tooltip": START}}),
         }}
 
     def teleport(self, sampler: Any, moments: CalibrationInput, **widgets: Any) -> tuple[Any]:

@@ -38,8 +38,8 @@ WORDS: dict[str, Word] = {
     "disable": Word("Steps without the corrector, counted from 0, for example '0' or '0, 2'. Leaving out step 0 often helps at "
                     "large guidance. Empty: none."),
     "eta": Word("Share of fresh noise: 0 is deterministic, 1 the full stochastic process.", 0.0, 1.0),
-    "fraction": Word("Share of the steps to jump over, for skip fraction (and auto where nothing was measured). 0.15 to 0.3 is "
-                     "usual; with strong guidance less, or mode anchored.", 0.0, 0.9),
+    "fraction": Word("Share of the steps to jump over, for skip fraction alone. 0.15 to 0.3 is usual; with strong guidance "
+                     "less, or mode anchored.", 0.0, 0.9),
     "gamma": Word("tcd only: how much of the noise is renewed in every step. 0 is DDIM; 0.3 suits 4 steps."),
     "guidance_scale": Word("The cfg that is sampled with, for mode guided alone.", 0.0, 100.0, advanced=True),
     "h_init": Word("First step tried, in log signal-to-noise ratio.", 1e-3, 10.0, advanced=True),
@@ -48,8 +48,8 @@ WORDS: dict[str, Word] = {
     "lower_order_final": Word("Lowers the order in the last steps, which keeps few-step samples stable: published below 10 "
                               "steps only, always, or never."),
     "mode": Word("anchored: one evaluation at the start tells the mean, with prompt, guidance and control inside; safe, and "
-                 "costs that one evaluation. mean: the measured mean, free; right where the moments were measured with this prompt "
-                 "and guidance. guided: the means with and without prompt at guidance_scale."),
+                 "costs that one evaluation. mean: the measured mean, free; right where the moments were measured with this "
+                 "prompt and guidance. guided: the means with and without prompt at guidance_scale."),
     "order": Word("Order of the method: how many evaluations each step builds on. 2 is safe with guidance, 3 suits unguided "
                   "or lightly guided models. Needs at least that many steps.", 1, 6),
     "prediction": Word("What the solver builds on: data (x_0) is the stable choice with guidance, noise (eps) suits unguided "
@@ -62,8 +62,8 @@ WORDS: dict[str, Word] = {
     "s_noise": Word("Factor on the added noise. Other values than 1 change what the samples look like on average.", 0.0, 2.0,
                     advanced=True),
     "sigma_skip": Word("Noise level at which the jump ends, for skip sigma; in the model's own sigma.", 0.0, 1e5),
-    "skip": Word("How far to jump. auto: as far as the moments were measured to hold, by fraction where they were not. fraction: "
-                 "over a share of the steps. sigma: to a noise level. A run that starts below that (low denoise) does not jump."),
+    "skip": Word("How far to jump. auto: as far as the moments were measured to hold; a safe noise level where they were not. "
+                 "fraction: over a share of the steps. sigma: to a noise level. A run that starts below it does not jump."),
     "solver_type": Word("Form of the higher-order terms. dpmsolver (midpoint) and taylor (Heun) as published; exact integrates "
                         "the interpolating polynomial and allows orders up to 6."),
     "start": Word("consistency only. state is usual; noise is for one-step models that start at a low time from plain noise "

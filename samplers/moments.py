@@ -7,6 +7,7 @@ their own device, in float32 (float64 for float64 states).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -14,12 +15,10 @@ from typing import Protocol
 
 import torch
 
-from .calibration.store import Calibration
 from .errors import CalibrationError
 from .spectra import resized_spectrum, whole_spectrum
 
 KINDS = ("channel", "fourier", "lowrank")
-UNCONDITIONAL = "uncond."  # before the names of the tensors that describe the model without its prompt
 ORTHONORMAL = 1e-4  # largest |U^T U - I|: eigenvectors stored in float32 are orthonormal to 1e-6
 
 
@@ -228,38 +227,20 @@ class LowRankMoments:
         return {"mean": self.mean, "vectors": self.vectors, "eigenvalues": self.eigenvalues, "residual": self.residual}
 
 
-@lru_cache(maxsize=4)
-def moments_of(calibration: Calibration, *, unconditional: bool = False) -> Moments:
-    """The moments in a calibration; ``unconditional``: those of the model without its prompt.
-
-    Raises CalibrationError where they are missing or do not fit together. The last few are kept, with their eigenvectors.
-    """
-    tensors, kind, prefix = calibration.tensors, calibration.meta.get("kind"), UNCONDITIONAL if unconditional else ""
-    try:
-        if kind == "channel":
-            return ChannelMoments(*(tensors[prefix + name] for name in ("mean", "covariance")))
-        if kind == "fourier":
-            mean, real, imag, sizes = (tensors[prefix + name] for name in ("mean", "spectrum_real", "spectrum_imag", "sizes"))
-            return FourierMoments(mean, torch.complex(real, imag), tuple(sizes.tolist()))
-        if kind == "lowrank":
-            return LowRankMoments(*(tensors[prefix + name] for name in ("mean", "vectors", "eigenvalues", "residual")))
-    except KeyError as error:
-        which = "of the unconditional model " if prefix else ""
-        raise CalibrationError(
-            f"the calibration holds no {kind} moments {which}(no tensor {error}): measure them with the unconditional model "
-            "too, or choose another mode"
-        ) from None
-    raise CalibrationError(f"the calibration's kind of moments is {kind!r}, expected one of {', '.join(KINDS)}")
-
-
-def calibration_of(moments: Moments, unconditional: Moments | None = None, **meta: object) -> Calibration:
-    """A calibration to save; ``meta`` are JSON values such as what they were measured on."""
-    tensors = dict(moments.tensors())
-    if unconditional is not None:
-        if unconditional.kind != moments.kind:
-            raise CalibrationError(f"moments of two kinds, {moments.kind} and {unconditional.kind}, do not go together")
-        tensors |= {UNCONDITIONAL + name: tensor for name, tensor in unconditional.tensors().items()}
-    return Calibration("moments", tensors, {**meta, "kind": moments.kind})
+def pixel_variance(moments: Moments) -> float:
+    """The variance of one number of a sample around the mean, averaged over the sample."""
+    values = moments.values
+    if isinstance(moments, LowRankMoments):
+        n = moments.mean.numel()
+        return float(values[:-1].sum() + (n - len(values) + 1) * values[-1]) / n
+    if not isinstance(moments, FourierMoments):
+        return float(values.mean())
+    traces, width = values.mean(-1), moments.sizes[-1]
+    twice = torch.full((traces.shape[-1],), 2.0, dtype=torch.float64)  # frequencies that stand for two
+    twice[0] = 1.0
+    if width % 2 == 0:
+        twice[-1] = 1.0
+    return float((traces * twice).sum() / math.prod(moments.sizes))
 
 
 def _eigen(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,11 +21,12 @@ from typing import Literal
 import numpy as np
 import torch
 
+from .calibration.moments_file import moments_of
 from .calibration.store import Calibration, resolve
 from .errors import OptionError, check_choice, check_range
 from .grids import Grid, Node, node_at_lambda
 from .lincomb import accumulation_dtype
-from .moments import Moments, moments_of
+from .moments import Moments, pixel_variance
 from .shortened import regrid, tail
 from .start import NodeDenoiser, StartTransform
 
@@ -34,6 +35,7 @@ Skip = Literal["auto", "fraction", "sigma"]
 Rest = Literal["tail", "regrid"]
 Start = Literal["ode", "draw"]
 FULL = 1e-5  # a run that starts this near to the model's most noise is a full one (the host's own tolerance)
+UNMEASURED = 8.0  # where anchored jumps are within 0.05 sigma of the truth on the testbed at guidance 7.5
 QUADRATURE = 160  # nodes: 1e-13 of the result over a range of noise of 1e5
 
 log = logging.getLogger("fewstep")
@@ -173,8 +175,8 @@ def teleport(
         mode: ``mean`` uses the stored mean; ``guided`` those with and without the prompt, at ``guidance_scale``; ``anchored``
             lets one evaluation at the start, with all guidance inside, say the mean.
         skip: where the jump ends. ``sigma``: at ``sigma_skip``. ``fraction``: at the node after that share of the steps.
-            ``auto``: at the lowest noise at which the jump was measured to hold (``calibration.moments.measure_range``), by
-            fraction for moments without that measurement.
+            ``auto``: at the lowest noise at which the jump was measured to hold (``calibration.moments.measure_range``); for
+            moments without that measurement where sigma/alpha is 8 standard deviations of a latent's numbers.
         sigma_skip: in the grid's own sigma; only for ``skip="sigma"``.
         fraction: 0 to 0.9; 0.15 to 0.3 is usual.
         rest: ``tail`` keeps the grid's remaining nodes and saves their evaluations; ``regrid`` spends all of the grid's steps
@@ -225,9 +227,9 @@ def _jump_end(
             )
         return float(sigma_skip)
     measured = calibration.meta.get("range", {})
-    if skip == "auto" and mode in measured:
-        rho = measured[mode]
-        return None if rho is None else node_at_lambda(grid.frame, -math.log(rho)).sigma
+    if skip == "auto":
+        rho = measured[mode] if mode in measured else UNMEASURED * math.sqrt(pixel_variance(moments_of(calibration)))
+        return node_at_lambda(grid.frame, -math.log(rho)).sigma if rho else None
     steps = min(int(fraction * grid.steps + 0.5), grid.steps - 1)
     return float(grid.sigma[steps])
 

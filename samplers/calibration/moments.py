@@ -20,12 +20,13 @@ from ..errors import CalibrationError, DenoiserError, check_choice, check_intege
 from ..frames import Frame
 from ..grids import Node, node_at_lambda, uniform_lambda
 from ..lincomb import accumulation_dtype
-from ..moments import Moments, calibration_of, moments_of
+from ..moments import Moments, pixel_variance
 from ..plan import Plan
 from ..solvers.dpm_multistep import dpm_solver_multistep
 from ..teleport import GaussianJump, Mode
 from .affine import AffineFit, combined
 from .job import Job
+from .moments_file import calibration_of, moments_of
 from .second_moments import StationarySums, Sums, reopened, sums_for
 from .store import Calibration
 
@@ -119,22 +120,6 @@ def _facts(sums: Sums, found: Moments, kind: str, source: str) -> dict[str, Any]
             f"the mean variance of a latent pixel is {variance:.3g}: the latents look unscaled (samplers work on about 1)"
         )
     return {**facts, "kind": kind, "variance": variance, **({"warnings": warnings} if warnings else {})}
-
-
-def pixel_variance(moments: Moments) -> float:
-    """The variance of one number of a sample around the mean, averaged over the sample."""
-    tensors = moments.tensors()
-    if moments.kind == "channel":
-        return float(tensors["covariance"].diagonal().mean())
-    if moments.kind == "lowrank":
-        n, values = tensors["mean"].numel(), moments.values
-        return float(values[:-1].sum() + (n - len(values) + 1) * values[-1]) / n
-    width, traces = int(tensors["sizes"][-1]), moments.values.mean(-1)
-    twice = torch.full((traces.shape[-1],), 2.0, dtype=torch.float64)  # frequencies that stand for two
-    twice[0] = 1.0
-    if width % 2 == 0:
-        twice[-1] = 1.0
-    return float((traces * twice).sum() / (traces[..., 0].numel() * width))
 
 
 def cost_from_denoiser(samples: int, levels: Sequence[float] = LEVELS, *, unconditional: bool = False) -> int:

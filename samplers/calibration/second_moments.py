@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import CalibrationError, check_choice, check_integer
-from ..moments import KINDS, ChannelMoments, FourierMoments, LowRankMoments, Moments, moments_of
+from ..moments import KINDS, ChannelMoments, FourierMoments, LowRankMoments, Moments
+from .moments_file import moments_of
 from .store import Calibration
 
 State = dict[str, torch.Tensor]

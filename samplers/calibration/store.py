@@ -90,7 +90,9 @@ def save(calibration: Calibration, path: str | Path) -> str:
         "model": None if calibration.model is None else calibration.model.to_data(),
     }
     # cloned: the format refuses tensors that share memory
-    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in calibration.tensors.items()}
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in calibration.tensors.items()
+    }
     content = to_bytes(tensors, {"fewstep_calibration": json.dumps(head, sort_keys=True, allow_nan=False)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ from fewstep.nodes.teleport import FewStepTeleport
 from fewstep.samplers import Recipe, frames
 from fewstep.samplers import run as run_plan
 from fewstep.samplers.calibration import store
+from fewstep.samplers.calibration.moments_file import calibration_of
 from fewstep.samplers.errors import CalibrationError, FewStepError, OptionError, ScheduleError
-from fewstep.samplers.moments import ChannelMoments, calibration_of
+from fewstep.samplers.moments import ChannelMoments
 
 MEAN = 0.3  # of the prompt "3"
 
@@ -242,7 +243,7 @@ def test_comfyui_keeps_what_the_given_sampler_does_to_masks(monkeypatch):
 
 
 def test_video_latents(moments):
-    plan = Recipe("unipc").started("teleport", moments=moments.reference, mode="mean").resolve(frames.edm(), np.geomspace(80, 0.1, 9))
+    plan = Recipe("unipc").started("teleport", moments=moments.reference, mode="mean").resolve(frames.edm(), np.geomspace(80, 0.1, 30))
     x = torch.randn(1, 4, 3, 8, 8) * 80
     end = run_plan(plan, lambda y, s: MEAN + 0.25 / (0.25 + s[0] ** 2) * (y - MEAN), x)
     torch.testing.assert_close(end, MEAN + (x - MEAN) * ((0.25 + 0.1**2) / (0.25 + 80**2)) ** 0.5, rtol=0, atol=0.03)

@@ -7,8 +7,9 @@ from fewstep.samplers.analytic import GaussianMixture
 from fewstep.samplers.calibration import moments as measure
 from fewstep.samplers.calibration import store
 from fewstep.samplers.calibration.job import Job
+from fewstep.samplers.calibration.moments_file import calibration_of, moments_of
 from fewstep.samplers.errors import CalibrationError, OptionError
-from fewstep.samplers.moments import ChannelMoments, calibration_of, moments_of
+from fewstep.samplers.moments import ChannelMoments, pixel_variance
 from fewstep.samplers.spectra import whole_spectrum
 from fewstep.samplers.teleport import gaussian_denoiser
 
@@ -42,7 +43,7 @@ def test_channel_and_lowrank_moments_are_those_of_the_textbook():
     wanted, vectors = torch.linalg.eigh(covariance)
     torch.testing.assert_close(low.eigenvalues, wanted.flip(0)[:39])
     torch.testing.assert_close((low.vectors * low.eigenvalues) @ low.vectors.T, covariance)
-    assert float(low.residual) < 1e-12 and float(measure.pixel_variance(low)) == pytest.approx(float(covariance.diagonal().mean()))
+    assert float(low.residual) < 1e-12 and float(pixel_variance(low)) == pytest.approx(float(covariance.diagonal().mean()))
     assert vectors.shape == (90, 90)
 
 
@@ -56,7 +57,7 @@ def test_fourier_moments_of_an_odd_width_and_of_video():
         wanted = torch.einsum("ni...,nj...->...ij", z, z.conj()) / 12
         torch.testing.assert_close(found.mean, mean)
         torch.testing.assert_close(whole_spectrum(found.spectrum, shape[-1]), wanted)
-        assert measure.pixel_variance(found) == pytest.approx(float((x - mean.reshape(-1, *(1,) * len(dims))).square().mean()))
+        assert pixel_variance(found) == pytest.approx(float((x - mean.reshape(-1, *(1,) * len(dims))).square().mean()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,7 +69,7 @@ def test_more_can_be_appended(kind):
     assert twice.meta["samples"] == 48 and twice.meta["rows"] == once.meta["rows"]
     if kind == "lowrank":  # the first half's residual is known by its size alone: the variance is exact, directions nearly
         a, b = moments_of(once), moments_of(twice)
-        assert measure.pixel_variance(a) == pytest.approx(measure.pixel_variance(b), rel=1e-12)
+        assert pixel_variance(a) == pytest.approx(pixel_variance(b), rel=1e-12)
         assert float((a.eigenvalues / b.eigenvalues - 1).abs().max()) < 0.25
     else:
         same(moments_of(twice), moments_of(once), 1e-13)
@@ -89,7 +90,7 @@ def test_a_sketch_is_bounded_and_near_the_whole():
     exact = torch.linalg.eigvalsh(torch.cov(x.T)).flip(0)
     found = sums.moments()
     assert float((found.eigenvalues / exact[:3] - 1).abs().max()) < 0.05
-    assert measure.pixel_variance(found) == pytest.approx(float(exact.sum() / 90), rel=1e-12)
+    assert pixel_variance(found) == pytest.approx(float(exact.sum() / 90), rel=1e-12)
 
 
 @pytest.mark.parametrize(("batches", "kind", "rank", "words"), [
@@ -164,7 +165,7 @@ def test_moments_of_the_models_own_samples(frame):
     assert made.meta["samples"] == 160 and made.meta["source"] == "samples"
     found = moments_of(made)
     assert float((found.mean - moments.mean).abs().max()) < 0.25
-    assert measure.pixel_variance(found) == pytest.approx(measure.pixel_variance(moments), rel=0.1)
+    assert pixel_variance(found) == pytest.approx(pixel_variance(moments), rel=0.1)
 
 
 def test_nan_in_the_model_is_named():
@@ -245,7 +246,7 @@ def test_the_range_of_a_gaussian_model_is_everything_and_of_a_mixture_where_it_i
     for scale in (1.0, 7.5):
         made = measure.measure_range(model.denoiser(frame, scale), frame, calibration_of(ChannelMoments(mean, covariance)), like)
         found[scale] = made.meta["range"]
-        errors = dict(zip(made.meta["range_errors"]["rho"], made.meta["range_errors"]["mean"]))
+        errors = dict(zip(made.meta["range_errors"]["rho"], made.meta["range_errors"]["mean"], strict=True))
         found[scale, 2.0] = min(errors.items(), key=lambda item: abs(item[0] - 2.0))[1]
     assert 1.0 < found[1.0]["mean"] < 3.0 and found[1.0, 2.0] < 0.04  # published for this testbed: e = 0.017 at 2
     assert found[7.5]["mean"] is None or found[7.5]["mean"] > 20  # the mean without guidance is wrong everywhere

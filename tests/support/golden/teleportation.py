@@ -9,7 +9,8 @@ from fewstep.samplers import run as run_plan
 from fewstep.samplers.analytic import GaussianMixture
 from fewstep.samplers.calibration.affine import AffineFit, combined
 from fewstep.samplers.calibration.moments import from_latents
-from fewstep.samplers.moments import ChannelMoments, LowRankMoments, calibration_of, moments_of
+from fewstep.samplers.calibration.moments_file import calibration_of, moments_of
+from fewstep.samplers.moments import ChannelMoments, LowRankMoments
 from fewstep.samplers.spectra import whole_spectrum
 from fewstep.samplers.teleport import anchored_jump, gaussian_denoiser, guided_jump, jump
 from safetensors import safe_open
