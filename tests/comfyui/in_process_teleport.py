@@ -19,6 +19,21 @@ def measured(pack, folder, latents, name, **options):
     return pack.part("nodes.calibration").CalibrationInput(store.save(made, Path(folder) / f"{name}.safetensors"), made)
 
 
+def measured_inside(pack, folder, model, conds, name):
+    """Moments and range of the model by its own denoiser, inside the host's sampling."""
+    store, moments = pack.part("samplers.calibration.store"), pack.part("samplers.calibration.moments")
+    found = []
+
+    def work(denoiser, frame, like):
+        made = moments.from_denoiser(denoiser, frame, like, samples=32)
+        found.append(moments.measure_range(denoiser, frame, made, like, samples=4, steps=24))
+
+    with torch.inference_mode():
+        pack.part("nodes.inside").work_inside(model, *conds, 1.0, {"samples": torch.zeros(4, 4, 8, 8)}, 0, work)
+    store.add_folder(folder)
+    return pack.part("nodes.calibration").CalibrationInput(store.save(found[0], Path(folder) / f"{name}.safetensors"), found[0])
+
+
 def settings(pack, **changes):
     known = pack.nodes["FewStepTeleport"].INPUT_TYPES()["required"].items()
     return {n: e[1]["default"] for n, e in known if "default" in e[1]} | changes
@@ -32,14 +47,12 @@ def main():
             model, *conds = pack.demo(form)
             noise = noise_like(LATENT)
             fine = sample(model, *conds, stock("euler"), pack.sigmas(model, "uniform_t", 300), LATENT, noise)
-            many = sample(model, *conds, pack.solver("FewStepUniPC"), pack.sigmas(model, "karras", 12), torch.zeros(64, 4, 8, 8),
-                          noise_like(torch.zeros(64, 4, 8, 8)))
-            moments = measured(pack, folder, many, form)
+            moments = measured_inside(pack, folder, model, conds, form)
+            out.setdefault("range", {})[form] = moments.calibration.meta["range"]
             sigmas, reference = pack.sigmas(model, "uniform_t", 8), {}
             for name in NAMES:
-                seen, calls = [], []
-                model.set_model_unet_function_wrapper(lambda apply, args, calls=calls: calls.append(1) or apply(args["input"], args["timestep"], **args["c"]))
-                jumping = pack.run("FewStepTeleport", stock(name), moments, **settings(pack, rest="tail"))[0]
+                seen = []
+                jumping = pack.run("FewStepTeleport", stock(name), moments, **settings(pack))[0]
                 result = sample(model, *conds, jumping, sigmas, LATENT, noise, callback=lambda i, d, x, t, seen=seen: seen.append((i, t)))
                 again = sample(model, *conds, jumping, sigmas, LATENT, noise)
                 plain = sample(model, *conds, stock(name), sigmas, LATENT, noise)

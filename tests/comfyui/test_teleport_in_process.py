@@ -42,6 +42,8 @@ def test_masks_video_and_sound():
 
 
 def test_the_picture_stays_that_of_the_noise():
-    """Deterministic samplers: the jump costs no more than the steps that it saves."""
+    """Deterministic samplers, with two or three evaluations fewer: the jump adds no more than its tolerance, 0.02 sigma/alpha."""
     for name, run in numbers()["stock"].items():
-        assert run["stochastic"] or run["error"] < 1.5 * run["plain"] + 0.05, (name, run)
+        rho = numbers()["range"][name.split()[0]]["anchored"]
+        assert 2 < rho < 15
+        assert run["stochastic"] or run["error"] < 1.2 * run["plain"] + 0.02 * rho, (name, run)
