@@ -14,7 +14,7 @@ from .frames import Frame
 from .grids import Grid, from_sigmas
 from .orders import measured_slope
 from .plan import Plan
-from .registry import CORRECTORS, REPLANNERS, SOLVERS, STARTS, check_options, lookup
+from .registry import CORRECTORS, NOT_AFTER, REPLANNERS, SOLVERS, STARTS, check_options, lookup
 from .solvers.dpm_adaptive import AdaptivePlan
 
 ALGORITHM_VERSION = 1  # raised when a change of the formulas changes pictures; old recipes keep their own
@@ -67,6 +67,11 @@ class Recipe:
             check_options(lookup({**CORRECTORS, **REPLANNERS}, name, "corrector"), name, options)
         if self.start is not None:
             check_options(lookup(STARTS, self.start[0], "start transform"), *self.start)
+            if self.solver in NOT_AFTER.get(self.start[0], ()):
+                raise OptionError(
+                    f"{self.solver} is for step-distilled models, which know their own noise levels alone: {self.start[0]} would "
+                    "start them at another; use either, not both"
+                )
             object.__setattr__(self, "start", (self.start[0], _frozen(self.start[1])))
         if not isinstance(self.version, int) or not 1 <= self.version <= ALGORITHM_VERSION:
             raise OptionError(

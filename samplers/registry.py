@@ -45,6 +45,8 @@ CORRECTORS: dict[str, Callable[..., Plan]] = {"unic": unic}  # plan -> plan
 REPLANNERS: dict[str, Callable[..., Plan]] = {"time_shift": time_shift}
 # grid -> (transform, the grid that is left); no transform where there is nothing to jump over
 STARTS: dict[str, Callable[..., tuple[StartTransform | None, Grid]]] = {"teleport": teleport}
+# solvers of step-distilled models, which know their own noise levels alone
+NOT_AFTER: dict[str, tuple[str, ...]] = {"teleport": ("consistency", "tcd")}
 
 
 @dataclass(frozen=True)

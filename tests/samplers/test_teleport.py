@@ -404,3 +404,9 @@ def test_a_jump_composes_with_correctors():
     plan = Recipe("dpm_solver_multistep").corrected("unic").started("teleport", moments=moments).resolve(frame, grid)
     tail_only = Recipe("dpm_solver_multistep").corrected("unic").resolve(frame, tail(grid, plan.nodes[0].sigma))
     assert plan.nfe == tail_only.nfe + 1 and [s.carry.m for s in plan.stages] == [s.carry.m for s in tail_only.stages]
+
+
+@pytest.mark.parametrize("solver", ["consistency", "tcd"])
+def test_step_distilled_models_do_not_jump(solver):
+    with pytest.raises(OptionError, match="step-distilled"):
+        Recipe(solver).started("teleport", moments="m.safetensors")

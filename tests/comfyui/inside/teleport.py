@@ -1,14 +1,15 @@
-"""The Teleport node before ComfyUI's own samplers, inside its process; see ``in_process.py``. Prints one line of JSON."""
+"""The Teleport node before ComfyUI's own samplers."""
 
-import json
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from in_process import LATENT, Pack, difference, family_models, noise_like, sample, start_host, stock
+from hosted import LATENT, Pack, difference, noise_like, sample, start_host, stock
+from model_zoo import conditioning, family_models, packed
 
-NAMES = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "uni_pc", "ddim", "lms", "res_multistep", "dpm_fast", "dpm_adaptive")
+NAMES = (
+    "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "uni_pc", "ddim", "lms", "res_multistep", "dpm_fast", "dpm_adaptive",
+)
 
 
 def measured(pack, folder, latents, name, **options):
@@ -24,9 +25,10 @@ def measured_inside(pack, folder, model, conds, name):
     store, moments = pack.part("samplers.calibration.store"), pack.part("samplers.calibration.moments")
     found = []
 
-    def work(denoiser, frame, like):
-        made = moments.from_denoiser(denoiser, frame, like, samples=32)
-        found.append(moments.measure_range(denoiser, frame, made, like, samples=4, steps=24))
+    def work(session):
+        where = (session.denoiser, session.frame)
+        made = moments.from_denoiser(*where, session.like, samples=32)
+        found.append(moments.measure_range(*where, made, session.like, samples=4, steps=24))
 
     with torch.inference_mode():
         pack.part("nodes.inside").work_inside(model, *conds, 1.0, {"samples": torch.zeros(4, 4, 8, 8)}, 0, work)
@@ -39,7 +41,7 @@ def settings(pack, **changes):
     return {n: e[1]["default"] for n, e in known if "default" in e[1]} | changes
 
 
-def main():
+def jumps():
     start_host()
     pack, out = Pack(), {"stock": {}, "ours": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -80,9 +82,22 @@ def main():
         sound, conds, latent = families["audio"]
         jumping = pack.run("FewStepTeleport", pack.solver("FewStepUniPC"), moments, **settings(pack))[0]
         out["audio"] = bool(torch.isfinite(sample(sound, *conds, jumping, pack.sigmas(sound), latent, noise_like(latent), 3.0)).all())
-    print("\n" + json.dumps(out))
+        out["packed"] = refused(pack, moments)
+    return out
 
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    main()
+def refused(pack, moments):
+    """What a state of two nested latents says."""
+    import comfy.nested_tensor
+
+    class Nested(comfy.nested_tensor.NestedTensor):
+        def clone(self):
+            return Nested([t.clone() for t in self.tensors])
+
+    model, parts = packed(), [torch.zeros(2, 4, 3, 4, 4), torch.zeros(2, 2, 30)]
+    jumping = pack.run("FewStepTeleport", stock("euler"), moments, **settings(pack))[0]
+    try:
+        sample(model, *conditioning(), jumping, pack.sigmas(model), Nested(parts), Nested([noise_like(p) for p in parts]), 3.0)
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"
+    return "sampled"
