@@ -7,6 +7,7 @@ In the alpha = 1 frame ``D = mu + W (x - mu)`` with ``W = S (S + sigma^2)^-1``, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +16,18 @@ from ..moments import Moments
 from .second_moments import State, moments_from, rows_of, wide
 
 NEARLY_ONE = 1.0 - 1e-5  # an eigenvalue of W above it says nothing about the covariance but that it is large
+
+
+FLOOR = 1e-12  # of a prediction's power: what is left of an affine one is rounding, and tells nothing
+
+
+class Level(NamedTuple):
+    """What one noise level says: covariances [blocks, C, C], the mean [C] of the first block, and by block the power [blocks]
+    of what the regression leaves unexplained."""
+
+    covariance: torch.Tensor
+    mean: torch.Tensor
+    residual: torch.Tensor
 
 
 class AffineFit:
@@ -30,14 +43,14 @@ class AffineFit:
         z, d = (rows_of(wide(part, self.samples), self.kind) for part in (x, denoised))
         new = {
             "x": z.sum(0), "d": d.sum(0), "xx": torch.einsum("nfi,nfj->fij", z, z.conj()),
-            "dx": torch.einsum("nfi,nfj->fij", d, z.conj()),
+            "dx": torch.einsum("nfi,nfj->fij", d, z.conj()), "dd": d.abs().square().sum((0, 2)).to(z.dtype),
         }
         self._sums = {name: self._sums[name] + part if self._sums else part for name, part in new.items()}
         self.rows, self.samples = self.rows + len(z), self.samples + len(x)
         self.sizes = tuple(x.shape[2:]) if self.kind == "fourier" else ()
 
-    def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(covariances [blocks, C, C], mean [C] of the first block) by this level alone."""
+    def solve(self) -> Level:
+        """By this level alone; raises CalibrationError for fewer rows than unknowns."""
         channels = self._sums["x"].shape[-1]
         if self.rows < channels + 2:
             raise CalibrationError(
@@ -53,7 +66,9 @@ class AffineFit:
         w = w.clamp(0.0, NEARLY_ONE)
         covariance = (V * (self.sigma**2 * w / (1.0 - w)).unsqueeze(-2)) @ V.mH
         mean = (V[0] / (1.0 - w[0])) @ (V[0].mH @ b)
-        return covariance, mean.real
+        power = self._sums["dd"].real / self.rows
+        explained = (W * dx.conj()).sum((-2, -1)).real + d.abs().square().sum(-1)
+        return Level(covariance, mean.real, (power - explained).clamp(min=0.0) + FLOOR * power)
 
     def state(self) -> State:
         """Everything, as tensors."""
@@ -64,7 +79,7 @@ class AffineFit:
         """Takes up ``state``."""
         self.rows, self.samples, *sizes = state["counts"].tolist()
         self.sizes = tuple(sizes)
-        for name in ("x", "d", "xx", "dx"):
+        for name in ("x", "d", "xx", "dx", "dd"):
             real, imag = state[f"{name}_real"], state[f"{name}_imag"]
             self._sums[name] = torch.complex(real, imag) if self.kind == "fourier" else real
 
@@ -72,17 +87,18 @@ class AffineFit:
 def combined(fits: Sequence[AffineFit]) -> Moments:
     """One set of moments from several noise levels, each weighted for what it can tell.
 
-    An error of the regression moves an eigenvalue l by ``(l + s^2)^2/s^2`` times it, so each block is weighted with the
-    inverse square of that, at its mean variance: s near sqrt(l) counts most. For the mean the factor is ``(l + s^2)/s^2``.
+    An error of the regression moves an eigenvalue l by ``(l + s^2)^2/s^2`` times it, and the mean by ``(l + s^2)/s^2``; the
+    error's own variance is that of the residual over that of the state, ``l + s^2``. Each block gets the inverse of those
+    variances as its weight, at its mean l: levels with s near sqrt(l) count most, and those where the denoiser is far from
+    affine least.
     """
-    solved = [fit.solve() for fit in fits]
-    power = torch.tensor([fit.sigma**2 for fit in fits], dtype=torch.float64)
-    mean_variance = torch.stack([torch.diagonal(c, dim1=-2, dim2=-1).real.mean(-1) for c, _ in solved])  # [levels, blocks]
-    shares = power[:, None] / (mean_variance + power[:, None])
-    weights = (shares / (mean_variance + power[:, None])) ** 2
-    weights = weights / weights.sum(0)
-    covariance = sum(w[:, None, None] * c for w, (c, _) in zip(weights, solved, strict=True))
-    certainty = shares[:, 0] ** 2
-    mean = sum(w * m for w, (_, m) in zip(certainty / certainty.sum(), solved, strict=True))
-    assert isinstance(covariance, torch.Tensor) and isinstance(mean, torch.Tensor)
+    levels = [fit.solve() for fit in fits]
+    power = torch.tensor([fit.sigma**2 for fit in fits], dtype=torch.float64)[:, None]
+    residual = torch.stack([level.residual for level in levels])  # [levels, blocks]
+    total = torch.stack([torch.diagonal(level.covariance, dim1=-2, dim2=-1).real.mean(-1) for level in levels]) + power
+    weights = (power / total**2) ** 2 * total / residual
+    covariance = torch.einsum("lf,lfij->fij", (weights / weights.sum(0)).to(levels[0].covariance.dtype), torch.stack(
+        [level.covariance for level in levels]))
+    certainty = ((power / total) ** 2 / residual)[:, 0]
+    mean = (certainty / certainty.sum()) @ torch.stack([level.mean for level in levels])
     return moments_from(fits[0].kind, mean, covariance, fits[0].sizes)

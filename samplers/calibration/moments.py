@@ -152,6 +152,9 @@ def from_denoiser(
     check_integer("samples", samples, 2, 100_000)
     if not levels or not all(math.isfinite(s) and s > 0 for s in levels) or list(levels) != sorted(set(levels), reverse=True):
         raise CalibrationError(f"levels are {list(levels)}, expected falling positive numbers (sigma/alpha)")
+    most = math.exp(-float(frame.lambda_(frame.time.t_T)))
+    if levels[0] > most * (1.0 + 1e-6):
+        raise CalibrationError(f"level {levels[0]:g} is above this model's most noise, sigma/alpha {most:.6g}: start with that")
     models = [denoiser, *([] if unconditional is None else [unconditional])]
     fits = [[AffineFit(kind, s) for s in levels] for _ in models]
     job = Job(0, {}) if job is None else job

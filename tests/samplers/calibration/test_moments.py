@@ -135,6 +135,12 @@ def test_guidance_inside_gives_the_guided_mean_and_without_it_both():
     c, u = (gaussian_denoiser(m, lambda s: 1.0) for m in (cond, uncond))
     guided = measure.from_denoiser(lambda x, s: u(x, s) + 4 * (c(x, s) - u(x, s)), frames.edm(), LIKE, kind="channel", samples=8)
     torch.testing.assert_close(moments_of(guided).mean, 4 * cond.mean)
+    # where the guided model is far from Gaussian the levels at which it is not count little: the mean is still the guided one
+    model = GaussianMixture.make(0)
+    like = torch.zeros(4, 4, 8, 8, dtype=torch.float64)
+    mixed = moments_of(measure.from_denoiser(model.denoiser(frames.edm(), 7.5), frames.edm(), like, kind="channel", samples=16))
+    mean_u, mean_c = (w @ model.mu for w in (model.w_uncond, model.w_cond))
+    assert float((mixed.mean - mean_u - 7.5 * (mean_c - mean_u)).abs().max()) < 0.1
     both = measure.from_denoiser(c, frames.edm(), LIKE, kind="channel", samples=8, unconditional=u)
     same(moments_of(both), cond, 1e-9)
     same(moments_of(both, unconditional=True), uncond, 1e-9)
@@ -148,6 +154,8 @@ def test_too_few_samples_nan_and_odd_levels():
         measure.from_denoiser(lambda x, s: good(x, s) + (float("nan") if s[0] < 6 else 0), frames.edm(), LIKE, samples=8)
     with pytest.raises(OptionError, match="kind is 'lowrank'"):
         measure.from_denoiser(good, frames.edm(), LIKE, kind="lowrank")
+    with pytest.raises(CalibrationError, match="above this model's most noise, sigma/alpha 80"):
+        measure.from_denoiser(good, frames.edm(), LIKE, levels=(81.0, 5.0))
     for levels in ((), (2.0, 5.0), (5.0, 5.0), (5.0, 0.0)):
         with pytest.raises(CalibrationError, match="falling positive"):
             measure.from_denoiser(good, frames.edm(), LIKE, levels=levels)
