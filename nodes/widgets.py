@@ -56,8 +56,8 @@ WORDS: dict[str, Word] = {
                        "models."),
     "quadrature": Word("exact, or the sums of the authors' code for comparison.", advanced=True),
     "r": Word("Where in the step its inner evaluation lies; 0.5 is the middle.", 0.001, 1.0, advanced=True),
-    "rest": Word("tail: the remaining steps, so evaluations are saved. regrid: all steps, made finer, below the jump: the same "
-                 "evaluations and a smaller error."),
+    "rest": Word("tail: the remaining steps, so evaluations are saved. regrid: all steps, made finer, below the jump: no "
+                 "evaluation saved, but a smaller error; the better use of few steps."),
     "rtol": Word("Relative tolerance of the step-size control. Smaller means more evaluations.", 0.0, 10.0),
     "s_noise": Word("Factor on the added noise. Other values than 1 change what the samples look like on average.", 0.0, 2.0,
                     advanced=True),

@@ -131,7 +131,7 @@ class GaussianJump:
     def nfe(self) -> int:
         return int(self.mode == "anchored")
 
-    latents = 6  # the state, its difference from the centre, two spectra, and two results
+    latents = 8  # at most (fourier, anchored, draw): states, differences, spectra and what is added up
 
     def __str__(self) -> str:
         return f"{self.mode} jump to sigma {self.target.sigma:.6g} by {self.moments.kind} moments"

@@ -18,6 +18,8 @@ from fewstep.samplers.moments import ChannelMoments, FourierMoments, LowRankMome
 from fewstep.samplers.shortened import regrid, tail
 from fewstep.samplers.spectra import whole_spectrum
 from fewstep.samplers.teleport import anchored_jump, gaussian_denoiser, guided_jump, jump
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPE = (3, 8, 6)
 FRAMES = {"edm": frames.edm(), "vp": frames.linear_vp(), "flow": frames.flow()}
@@ -385,6 +387,29 @@ def test_facts_and_determinism(mode, start_with):
     assert f"{mode} jump to sigma" in plan.describe() and f"{plan.nfe} evaluations" in plan.describe()
     with pytest.raises(OptionError, match="save the calibration"):
         recipe.to_json()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("mode", "how"), [("mean", "ode"), ("anchored", "draw"), ("guided", "draw")])
+def test_a_jump_holds_no_more_than_it_says(kind, mode, how):
+    """Bytes of states alive while it runs, the caller's included, and the plan's figure with them."""
+    own = moments_of(measured(kind))
+    recipe = Recipe("ddim").started("teleport", moments=calibration_of(own, own), mode=mode, start=how)
+    plan = recipe.resolve(frames.edm(), [80.0, 20.0, 5.0, 1.0])
+    x, live, peak = torch.zeros(64, *SHAPE), {}, []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() * 2 >= x.nbytes:
+                storage = out.untyped_storage()
+                live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+            peak.append(sum(size for ref, size in live.values() if not ref.expired()) / x.nbytes)
+            return out
+
+    with Watch():
+        plan.start(x, lambda y, node: y * 0.5)
+    assert 2 < max(peak) + 1 <= plan.start.latents + 0.5 and plan.peak_latents >= plan.start.latents
 
 
 @pytest.mark.parametrize("solver", ["unipc", "deis_ab", "dpm_solver_singlestep", "dpm_solver_adaptive", "ipndm"])
