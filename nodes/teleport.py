@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .calibration import SOCKET, register_folders
+from .calibration import SOCKET
 from .frames import frame_of
 from .host import get_host
 from .sampling import carried_recipe, make_sampler
@@ -40,7 +40,6 @@ def sample_after_jump(
     args = dict(extra_args or {})
     start, rest = None, None
     if len(sigmas) > 1:
-        register_folders()
         grid = from_sigmas(frame_of(model.inner_model.inner_model.model_sampling), sigmas)
         start, rest = teleport(grid, **json.loads(start_json))
     if start is None or rest is None:

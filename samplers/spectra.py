@@ -15,6 +15,22 @@ def whole_spectrum(half: torch.Tensor, width: int) -> torch.Tensor:
     return torch.cat([half, mirrored.conj()[..., 1 : width - half.shape[-3] + 1, :, :].flip(-3)], -3)
 
 
+def radial_spectrum(half: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Variances [rings, C] averaged over rings of equal width in cycles per pixel, from 0 (left out) to 1/2."""
+    far = sum(
+        torch.fft.fftfreq(size, dtype=torch.float64)[: half.shape[axis]].abs().reshape(-1, *(1,) * (len(sizes) - axis - 1)) ** 2
+        for axis, size in enumerate(sizes)
+    )
+    assert isinstance(far, torch.Tensor)
+    rings = max(min(sizes) // 2, 1)
+    ring = (far.sqrt() * (2 * rings) + 0.5).long().flatten()
+    variances = torch.diagonal(half, dim1=-2, dim2=-1).real.flatten(0, -2)
+    inside = (ring > 0) & (ring <= rings)
+    total = torch.zeros(rings + 1, variances.shape[-1], dtype=variances.dtype).index_add_(0, ring[inside], variances[inside])
+    count = torch.bincount(ring[inside], minlength=rings + 1)[:, None]
+    return (total / count.clamp(min=1))[1:][count[1:, 0] > 0]
+
+
 def resized_spectrum(spectrum: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """The whole ``spectrum`` [..., C, C] as a function of cycles per pixel, read off at the frequencies of other ``sizes``.
 

@@ -26,7 +26,7 @@ from ..solvers.dpm_multistep import dpm_solver_multistep
 from ..teleport import GaussianJump, Mode
 from .affine import AffineFit, combined
 from .job import Job
-from .moments_file import calibration_of, moments_of
+from .moments_file import calibration_of, curves, moments_of
 from .second_moments import StationarySums, Sums, reopened, sums_for
 from .store import Calibration
 
@@ -100,7 +100,8 @@ def _measured(
         for batch in batches(done):
             sums.add(batch)
             done += 1
-            job.advance(each * len(batch), {**sums.state(), "batches": torch.tensor(done)})
+            shown = curves(sums.moments()) if sums.samples >= 2 + rank * (kind == "lowrank") else {}
+            job.advance(each * len(batch), {**sums.state(), "batches": torch.tensor(done)}, shown)
         found = sums.moments()
     return calibration_of(found, **_facts(sums, found, kind, source))
 
@@ -179,7 +180,8 @@ def from_denoiser(
             except CalibrationError as error:
                 raise CalibrationError(f"at sigma {node.sigma:.6g} the model's prediction for {error}") from None
             kept |= {f"{m}.{i}.{name}": tensor for name, tensor in fits[m][i].state().items()}
-            job.advance(len(x), {**kept, "calls": torch.tensor(number)})
+            shown = curves(combined(fits[m][: i + 1])) if seeds.stop == seed + samples else {}
+            job.advance(len(x), {**kept, "calls": torch.tensor(number)}, shown)
         found = [combined(fit) for fit in fits]
     facts = {"method": "teleport", "source": "denoiser", "samples": samples, "levels": [float(s) for s in levels]}
     return calibration_of(found[0], found[1] if len(found) > 1 else None, **facts, variance=pixel_variance(found[0]))
@@ -242,8 +244,8 @@ def measure_range(
             except DenoiserError as error:
                 raise CalibrationError(f"the range from seed {seed + start} on could not be measured: {error}") from error
             errors = (squares / (start + len(x))).sqrt()
-            curves = dict(zip((f"error of the {mode} jump" for mode, _ in modes), errors.tolist(), strict=True))
-            job.advance(steps * len(x), {"squares": squares, "next": torch.tensor(start + len(x))}, curves)
+            shown = dict(zip((f"error of the {mode} jump" for mode, _ in modes), errors.tolist(), strict=True))
+            job.advance(steps * len(x), {"squares": squares, "next": torch.tensor(start + len(x))}, shown)
     by_mode = dict(zip((mode for mode, _ in modes), (squares / samples).sqrt().tolist(), strict=True))
     more = {
         "range": {mode: _reach(grid.nodes[1:], errors, tolerance) for mode, errors in by_mode.items()},

@@ -8,9 +8,11 @@ import torch
 
 from ..errors import CalibrationError
 from ..moments import KINDS, ChannelMoments, FourierMoments, LowRankMoments, Moments
+from ..spectra import radial_spectrum
 from .store import Calibration
 
 UNCONDITIONAL = "uncond."  # before the names of the tensors that describe the model without its prompt
+CHANNELS_SHOWN = 4  # in a plot, one curve each
 
 
 @lru_cache(maxsize=4)
@@ -35,6 +37,19 @@ def moments_of(calibration: Calibration, *, unconditional: bool = False) -> Mome
             "too, or choose another mode"
         ) from None
     raise CalibrationError(f"the calibration's kind of moments is {kind!r}, expected one of {', '.join(KINDS)}")
+
+
+def curves(moments: Moments) -> dict[str, list[float]]:
+    """For plots: variances by spatial frequency, from the largest waves to the smallest, else from the largest eigenvalue down.
+
+    Noise hides what has less variance than sigma^2 (sigma/alpha squared).
+    """
+    if not isinstance(moments, FourierMoments):
+        return {"variance by direction": moments.values.sort(descending=True).values.tolist()}
+    spectrum = radial_spectrum(moments.spectrum, moments.sizes)
+    if spectrum.shape[1] > CHANNELS_SHOWN:
+        return {"variance by frequency, mean of the channels": spectrum.mean(1).tolist()}
+    return {f"variance by frequency, channel {i}": column.tolist() for i, column in enumerate(spectrum.T)}
 
 
 def calibration_of(moments: Moments, unconditional: Moments | None = None, **meta: object) -> Calibration:

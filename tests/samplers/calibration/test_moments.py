@@ -1,5 +1,7 @@
 """Moments measured from latents, samples and the denoiser: exact where the data are Gaussian, the same bits when resumed."""
 
+import math
+
 import pytest
 import torch
 from fewstep.samplers import Recipe, frames, grids
@@ -7,7 +9,7 @@ from fewstep.samplers.analytic import GaussianMixture
 from fewstep.samplers.calibration import moments as measure
 from fewstep.samplers.calibration import store
 from fewstep.samplers.calibration.job import Job
-from fewstep.samplers.calibration.moments_file import calibration_of, moments_of
+from fewstep.samplers.calibration.moments_file import calibration_of, curves, moments_of
 from fewstep.samplers.errors import CalibrationError, OptionError
 from fewstep.samplers.moments import ChannelMoments, pixel_variance
 from fewstep.samplers.spectra import whole_spectrum
@@ -112,6 +114,20 @@ def test_latents_that_look_unscaled_and_ranks_that_are_high_are_said():
     assert "a quarter" in measure.from_latents([latents()], kind="lowrank", rank=11).meta["warnings"][0]
     with pytest.raises(OptionError, match="did you mean 'fourier'"):
         measure.from_latents([latents()], kind="fourrier")
+
+
+def test_the_plot_of_a_spectrum_is_the_variance_ring_by_ring():
+    """White noise in channel 0, waves of period 4 along the rows in channel 1."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 2, 16, 16, generator=g, dtype=torch.float64)
+    x[:, 1] = 3.0 * torch.randn(300, 1, 1, generator=g, dtype=torch.float64) * torch.cos(torch.arange(16) * math.pi / 2)
+    seen = []
+    made = measure.from_latents(x.split(100), job=Job(300, {}, report=lambda done, total, curves: seen.append(curves)))
+    white, waves = curves(moments_of(made)).values()
+    assert len(seen) == 3 and seen[-1] == curves(moments_of(made))
+    assert len(white) == 8 and all(abs(v - 1) < 0.1 for v in white)
+    assert waves.index(max(waves)) == 3 and sum(waves) == pytest.approx(waves[3])  # 4 cycles of 16 pixels
+    assert list(curves(gaussian("channel"))) == ["variance by direction"]
 
 
 # from the denoiser
