@@ -198,6 +198,7 @@ def teleport(
     ):
         check_choice(f"teleport: {name}", given, known)
     check_range("teleport: fraction", fraction, 0.0, 0.9)
+    check_range("teleport: guidance_scale", guidance_scale, 0.0, 1000.0)
     calibration = resolve(moments, "moments")
     end = _jump_end(grid, calibration, mode, skip, sigma_skip, fraction)
     if end is None or end >= grid.sigma[0]:
