@@ -21,6 +21,23 @@ client = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(client)
 
 
+OTHER_PACK = """
+from . import host, nodes, samplers
+
+class OtherNode:
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "go", True, "other"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def go(self):
+        return {"ui": {"text": [nodes.WHO, samplers.WHO, host.WHO]}}
+
+NODE_CLASS_MAPPINGS = {"OtherNode": OtherNode}
+"""
+
+
 def comfyui():
     """(checkout, its Python); skips the test where there is none."""
     path = os.environ.get("COMFYUI_PATH")
@@ -50,6 +67,11 @@ def comfy_folder(tmp_path_factory):
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "few-step.pack").symlink_to(ROOT)
     (base / "models" / "loras").mkdir(parents=True)
+    other = base / "custom_nodes" / "other_pack"  # with folders of the same names as the pack's
+    for folder in ("nodes", "samplers", "host"):
+        (other / folder).mkdir(parents=True)
+        (other / folder / "__init__.py").write_text(f"WHO = 'other {folder}'\n")
+    (other / "__init__.py").write_text(OTHER_PACK)
     return base
 
 

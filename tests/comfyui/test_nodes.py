@@ -131,3 +131,10 @@ def test_img2img_keeps_what_it_should(server, graph):
     entry = server.run(prompt)
     before, after = (np.stack(server.images(entry, node)).astype(float) for node in ("9", "13"))
     assert 0 < np.abs(after - before).mean() < 0.5 * np.abs(after[::-1] - before).mean()
+
+
+def test_another_pack_with_the_same_folders_works_beside(server, graph):
+    prompt = graph("eps", "FewStepUniPC") | {"20": {"class_type": "OtherNode", "inputs": {}}}
+    entry = server.run(prompt)
+    assert entry["outputs"]["20"]["text"] == ["other nodes", "other samplers", "other host"]
+    assert len(server.images(entry, "9")) == 2

@@ -14,6 +14,7 @@ import pytest
 from fewstep.host.embedded import EmbeddedHost
 from fewstep.host.executor import Executor
 from fewstep.host.workflows import load_workflow
+from fewstep.nodes import NODE_CLASS_MAPPINGS
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +128,39 @@ def test_an_empty_latent_of_other_channels(same):
     prompt = ksampler("flow", "euler", "simple")
     prompt["4"] = {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
     assert len(same(prompt)) == 1
+
+
+SCHEDULES = {name: node.KIND for name, node in NODE_CLASS_MAPPINGS.items() if hasattr(node, "KIND") and "SIGMAS" in node.RETURN_TYPES}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_node(same, graph, name):
+    """Of its own, and through the node that has all schedules: the same picture."""
+    prompt = graph("flow", "FewStepUniPC")
+    prompt["6"]["inputs"]["kind"] = SCHEDULES[name]
+    widgets = {k: v for k, v in prompt["6"]["inputs"].items() if k in NODE_CLASS_MAPPINGS[name].INPUT_TYPES()["required"]}
+    prompt |= {
+        "20": {"class_type": name, "inputs": widgets},
+        "21": {"class_type": "SamplerCustom", "inputs": {**prompt["7"]["inputs"], "sigmas": ["20", 0], "noise_seed": 5}},
+        "22": {"class_type": "VAEDecode", "inputs": {"samples": ["21", 0], "vae": ["1", 2]}},
+        "23": {"class_type": "PreviewImage", "inputs": {"images": ["22", 0]}},
+    }
+    pictures = same(prompt)
+    assert len(pictures) == 4 and all(np.array_equal(a, b) for a, b in zip(pictures[:2], pictures[2:], strict=True))
+
+
+def test_the_plan_inspector(server, embedded, graph):
+    prompt = graph("eps", "FewStepUniPC")
+    prompt |= {
+        "20": {"class_type": "FewStepPlanInspector", "inputs": {"model": ["1", 0], "sampler": ["5", 0], "sigmas": ["6", 0]}},
+        "21": {"class_type": "PreviewImage", "inputs": {"images": ["20", 0]}},
+    }
+    entries = [host.run(prompt) for host in (server, embedded)]
+    theirs, ours = (entry["outputs"]["20"]["text"][0] for entry in entries)
+    assert theirs == ours and "unipc" in ours and "6 evaluations" in ours
+    for host, entry in zip((server, embedded), entries, strict=True):
+        (plot,) = host.images(entry, "21")
+        assert min(plot.shape[:2]) > 300 and plot.std() > 5
 
 
 def test_an_uploaded_picture(server, embedded):

@@ -133,32 +133,6 @@ def test_faults_come_in_the_hosts_form_and_queue_nothing(serve):
     assert serve(talk) == {"queue_running": [], "queue_pending": []}
 
 
-def test_interrupting_leaves_the_server_usable(serve):
-    async def talk(client):
-        socket = await client.ws_connect("/ws?clientId=me")
-        long = (await queue(client, workflow(steps=5000)))[1]["prompt_id"]
-        while json.loads((await socket.receive(timeout=10)).data)["type"] != "progress":
-            pass
-        assert (await client.post("/interrupt")).status == 200
-        entry = await finished(client, long)
-        after = await finished(client, (await queue(client, workflow()))[1]["prompt_id"])
-        return entry["status"], after["status"]["status_str"]
-
-    status, after = serve(talk)
-    assert status["status_str"] == "error" and not status["completed"] and after == "success"
-    assert any(event == "execution_interrupted" for event, _ in status["messages"])
-
-
-def test_a_client_that_drops_its_socket_loses_nothing(serve):
-    async def talk(client):
-        socket = await client.ws_connect("/ws?clientId=me")
-        answer = (await queue(client, workflow(steps=30)))[1]
-        await socket.close()
-        return (await finished(client, answer["prompt_id"]))["status"]["status_str"]
-
-    assert serve(talk) == "success"
-
-
 def test_the_page_and_what_it_asks_for(serve):
     async def talk(client):
         answers = {}
