@@ -15,7 +15,7 @@ log = logging.getLogger("fewstep")
 
 MODULES = (
     "demo", "solvers", "consistency", "correctors", "teleport", "schedule", "schedules", "ksampler", "inspector",
-    "calibration", "prompts", "distilled", "lora_steps",
+    "calibration", "calibrate_moments", "prompts", "distilled", "lora_steps",
 )
 
 

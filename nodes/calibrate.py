@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .calibration import SOCKET, CalibrationInput, fingerprint_of, register_folders, summary
@@ -17,12 +18,40 @@ from .progress import as_image, chart, reporter
 
 if TYPE_CHECKING:
     from ..samplers.calibration.fingerprint import Fingerprint
-    from ..samplers.calibration.job import Job
+    from ..samplers.calibration.job import Job, Report
     from ..samplers.calibration.store import Calibration
     from ..samplers.frames import Frame
 
 log = logging.getLogger("fewstep")
 NAME = re.compile(r"[\w][\w .+-]{0,99}", re.UNICODE)
+
+
+class Parts:
+    """The jobs of one calibration, which report as one and leave their partial states beside the file."""
+
+    def __init__(self, file: Path, total: int, settings: Mapping[str, Any], update: Report) -> None:
+        self.total, self._file, self._settings, self._update = total, file, settings, update
+        self._jobs: list[Job] = []
+        self.curves: dict[str, list[float]] = {}
+
+    def job(self, name: str, total: int) -> Job:
+        """The next part, of ``total`` evaluations."""
+        from ..samplers.calibration.job import Job
+
+        before = sum(job.total for job in self._jobs)
+
+        def report(done: int, of: int, curves: Mapping[str, Any]) -> None:
+            self.curves.update({key: list(values) for key, values in curves.items()})
+            self._update(before + done, self.total, curves)
+
+        partial = self._file.with_suffix(f".{name}.partial")
+        self._jobs.append(Job(total, {**self._settings, "part": name}, partial=partial, report=report))
+        return self._jobs[-1]
+
+    def finish(self) -> None:
+        """Deletes the partial states."""
+        for job in self._jobs:
+            job.finish()
 
 
 class CalibrateNode:
@@ -65,6 +94,7 @@ class CalibrateNode:
                     "default": False, "tooltip": "Only say how many evaluations of the model it would take.",
                 }),
             },
+            "optional": cls.optional_inputs(),
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
@@ -77,9 +107,14 @@ class CalibrateNode:
         """Evaluations of the guided model (samples times calls), known before any."""
         raise NotImplementedError
 
-    def work(self, session: Session, cfg: float, seed: int, job: Job, widgets: Mapping[str, Any]) -> Calibration:
-        """Measures, and keeps its state in ``job``."""
+    def work(self, session: Session, cfg: float, seed: int, parts: Parts, widgets: Mapping[str, Any]) -> Calibration:
+        """Measures, and keeps its state in jobs of ``parts``."""
         raise NotImplementedError
+
+    @classmethod
+    def optional_inputs(cls) -> dict[str, Any]:
+        """Sockets that need not be connected."""
+        return {}
 
     @classmethod
     def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
@@ -93,7 +128,6 @@ class CalibrateNode:
     ) -> dict[str, Any]:
         """The calibration, a report and the curves; the file is written before it returns."""
         from ..samplers.calibration import store
-        from ..samplers.calibration.job import Job
         from .frames import frame_of
 
         host, folder = get_host(), register_folders()
@@ -111,26 +145,19 @@ class CalibrateNode:
             "widgets": {key: plain(value) for key, value in sorted(widgets.items())},
         }
         file = folder / f"{name or self._name(settings)}.safetensors"
-        curves: dict[str, list[float]] = {}
-        show = reporter(host.progress_bar(total, unique_id))
-
-        def report(done: int, of: int, now: Mapping[str, Any]) -> None:
-            curves.update({key: list(values) for key, values in now.items()})
-            show(done, of, now)
-
-        job = Job(total, settings, partial=file.with_suffix(".partial"), report=report)
+        parts = Parts(file, total, settings, reporter(host.progress_bar(total, unique_id)))
         found: list[Calibration] = []
 
         def work(session: Session) -> None:
             with host.differentiable(model) if self.GRADIENTS else nullcontext():
-                found.append(self.work(session, cfg, seed, job, widgets))
+                found.append(self.work(session, cfg, seed, parts, widgets))
 
         work_inside(model, positive, negative, cfg, latent_image, seed, work)
         made = self._finished(found[0], model_print, cfg, latent_image)
         reference = store.save(made, file)
-        job.finish()
+        parts.finish()
         text = f"{file.name}\n{guided}\n{summary(made)}"
-        result = (CalibrationInput(reference, made), text, as_image(chart(curves)))
+        result = (CalibrationInput(reference, made), text, as_image(chart(parts.curves)))
         return {"ui": {"text": [text]}, "result": result}
 
     def _name(self, settings: Mapping[str, Any]) -> str:

@@ -66,8 +66,18 @@ def listed() -> list[str]:
 
 def summary(calibration: Calibration) -> str:
     """What a calibration is, for people: one line per fact."""
-    facts = "\n".join(f"{key}: {value}" for key, value in sorted(calibration.meta.items()))
+    facts = "\n".join(f"{key}: {brief(value)}" for key, value in sorted(calibration.meta.items()))
     return f"{calibration.purpose}\n{facts}"
+
+
+def brief(value: Any) -> str:
+    """A value in few words: numbers rounded, long lists by their ends."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {brief(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        parts = [brief(item) for item in value]
+        return ", ".join(parts) if len(parts) <= 12 else f"{parts[0]} ... {parts[-1]} ({len(parts)} values)"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 class FewStepLoadCalibration:

@@ -25,8 +25,8 @@ class Job:
     """Progress, interruption and resumption of one calibration; use it as a context.
 
     The calibration calls ``advance`` after every piece of work with its whole state. The state is written beside the final
-    file from time to time, and when the context is left by an exception (an interruption above all). A job with the same
-    settings then starts from ``resume()`` and must end with the same bits.
+    file from time to time, and when the context is left, by an interruption above all. A job with the same settings then
+    starts from ``resume()`` and must end with the same bits. ``finish`` deletes the state once the result is safe.
 
     Args:
         total: evaluations of the model that the whole work takes.
@@ -73,8 +73,7 @@ class Job:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None:
-            self._write()
+        self._write()  # at the end too: a longer calibration may be interrupted in a later part
 
     def finish(self) -> None:
         """Deletes the partial state: the result is saved."""
