@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ from .host import get_host
 
 if TYPE_CHECKING:
     from ..samplers import Progress, Recipe
+
+
+log = logging.getLogger("fewstep")
 
 
 def make_sampler(recipe: Recipe) -> Any:
@@ -68,7 +72,9 @@ def sample_recipe(
         return x
     args = dict(extra_args or {})
     host = get_host()
-    plan: Any = Recipe.from_json(recipe_json).resolve(frame_of(model.inner_model.inner_model.model_sampling), levels)
+    recipe = Recipe.from_json(recipe_json)
+    warn_of_guidance(recipe, getattr(model.inner_model, "cfg", None))
+    plan: Any = recipe.resolve(frame_of(model.inner_model.inner_model.model_sampling), levels)
 
     def denoiser(y: Any, sigma: Any) -> Any:
         host.check_interrupted()
@@ -86,6 +92,19 @@ def sample_recipe(
             })
 
     return run(plan, denoiser, x, seed=args.get("seed"), callback=report)
+
+
+def warn_of_guidance(recipe: Recipe, cfg: Any) -> None:
+    """Logs a calibration that was made for a guidance more than 1 away from ``cfg``, where that is known."""
+    from ..samplers.calibration import store
+
+    for reference in recipe.references if isinstance(cfg, (int, float)) else ():
+        measured = store.read(store.find(reference.partition("@")[0])).meta.get("guidance")
+        if isinstance(measured, (int, float)) and abs(measured - cfg) > 1:
+            log.warning(
+                "FewStep: '%s' was calibrated at cfg %g, this samples at cfg %g: calibrate for that, it gains more", reference,
+                measured, cfg,
+            )
 
 
 def step_reached(progress: Progress, sigmas: list[float]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +22,7 @@ def checked(recipe: Recipe) -> Recipe:
     Its start transform, if any, was checked by its own node: how far it goes depends on the model's sigmas.
     """
     from ..samplers import frames, grids
+    from ..samplers.errors import CalibrationWarning
 
     steps = TRIAL_STEPS
     for options in (recipe.options, *(o for _, o in recipe.correctors)):
@@ -28,7 +30,9 @@ def checked(recipe: Recipe) -> Recipe:
         while listed and max(listed) >= steps and steps < 10_000:
             steps *= 2
     frame = frames.linear_vp().unit_alpha()
-    replace(recipe, start=None).resolve(frame, grids.uniform_lambda(frame, steps, end="stop"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # said when sampling: this is not the grid that will be used
+        replace(recipe, start=None).resolve(frame, grids.uniform_lambda(frame, steps, end="stop"))
     return recipe
 
 

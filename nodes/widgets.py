@@ -52,6 +52,14 @@ WORDS: dict[str, Word] = {
                  "prompt and guidance. guided: the means with and without prompt at guidance_scale."),
     "order": Word("Order of the method: how many evaluations each step builds on. 2 is safe with guidance, 3 suits unguided "
                   "or lightly guided models. Needs at least that many steps.", 1, 6),
+    "c_pseudo": Word("The corrector of the published default: one order more, by leading differences alone. Off is better on the "
+                     "models this was tried on.", advanced=True),
+    "p_pseudo": Word("The predictor takes leading differences alone; published for 5 steps of unguided pixel models.",
+                     advanced=True),
+    "per_channel": Word("Averages statistics measured per element over positions, to use them at another size.", advanced=True),
+    "s_max": Word("Bound of the statistics' scale s; 0: none, as published. Large guidance makes it so steep that the corrector "
+                  "diverges.", 0.0, 1000.0),
+    "snap": Word("Moves every step to the nearest noise level of the statistics, as the authors' code does.", advanced=True),
     "prediction": Word("What the solver builds on: data (x_0) is the stable choice with guidance, noise (eps) suits unguided "
                        "models."),
     "quadrature": Word("exact, or the sums of the authors' code for comparison.", advanced=True),

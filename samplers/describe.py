@@ -35,7 +35,7 @@ def describe(plan: Plan) -> str:
             table.append((str(k), sigma, lam, f"y_{k}", row_text(stage.predict)))
         y = "X" if stage.predict.is_identity else f"y_{k}"
         p, q = stage.store
-        stored = f"D({y})" if p == 0 and q == 1 else f"{p:.6g} {y} {_signed(q)} D({y})"
+        stored = f"D({y})" if stage.stores_x_0 else f"{_signed(p)} {y} {_signed(q)} D({y})".removeprefix("+ ")
         table.append((str(k), sigma, lam, f"M_{k} ({stage.kind})", stored))
         if stage.carry is stage.predict and not stage.predict.is_identity:
             table.append((str(k), "", "", "X", f"y_{k}"))

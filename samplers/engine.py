@@ -6,6 +6,7 @@ host, so a GPU stays busy; whether every prediction was finite is checked once, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,10 +101,12 @@ class Engine:
                 raise NoiseError("the plan adds noise; give run() a seed, a noise source or the noise tensors")
             self._xi = torch.empty_like(self.x) if self._xi is None else self._xi
             terms.append((known(row.noise.coefficient), self._noise(row.noise, self._xi)))
-        return self._combine(terms, out, row.offset)
+        return self._combine(terms, out, None if row.offset is None else fitted(row.offset, self.x))
 
     def _known(self, c: Coefficient) -> float | torch.Tensor:
-        return c.value(self.memory, self.x) if isinstance(c, Late) else c
+        if isinstance(c, Late):
+            return c.value(self.memory, self.x)
+        return fitted(c, self.x) if isinstance(c, torch.Tensor) else c
 
     def advance(self, row: Row) -> None:
         """Replaces the carried state by ``row``, in place where the buffer is the engine's own."""
@@ -122,10 +125,10 @@ class Engine:
         for hook in self._hooks:
             denoised = hook.denoised(stage, y, denoised)
         self._watch(denoised)
-        p, q = stage.store
-        if p == 0 and q == 1:
+        if stage.stores_x_0:
             self.outputs[k] = denoised
         else:
+            p, q = map(self._known, stage.store)
             buffer = self._pool.pop() if self._pool else torch.empty_like(y)
             self.outputs[k] = self._combine([(p, y), (q, denoised)], buffer)
             self._own.add(k)
@@ -213,12 +216,14 @@ def run(
     """
     _check_start(x)
     fixed = plan if isinstance(plan, Plan) else None
-    terms = None if fixed is None else [row.noise for row in fixed.rows() if row.noise is not None]
+    if fixed is not None:
+        _check_sample(fixed, x)
+    terms = None if fixed is None else fixed.noise_terms
     source = source_for(noise, seed, len(x), terms)
     engine = Engine(denoiser, x, source, (*plan.hooks, *hooks), fixed is not None and fixed.start_last_read >= 0)
     stages = plan.stages if isinstance(plan, Plan) else plan.generate(engine)
     # one transfer before the loop; a plan made while it runs needs one per stage
-    table = None if fixed is None else engine.sigma_tensor([stage.node.sigma for stage in fixed.stages])
+    table = None if fixed is None else engine.sigma_tensor([stage.node.sigma for stage in fixed.outline])
     ends = {} if fixed is None else _ends(fixed)
 
     def report(stage: Stage, denoised: torch.Tensor) -> None:
@@ -266,6 +271,24 @@ def _check_start(x: torch.Tensor) -> None:
         raise PlanError(f"the start state is {what}, expected a tensor of float64, float32, bfloat16 or float16")
     if x.ndim < 2 or x.numel() == 0:
         raise PlanError(f"the start state has shape {tuple(x.shape)}, expected a batch [B, ...] with at least one element")
+
+
+def fitted(c: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A tensor coefficient ready for states of ``x``'s rank: one number per channel, [C, 1, ...], suits every rank."""
+    return c if c.ndim == x.ndim - 1 else c.reshape(-1, *(1,) * (x.ndim - 2))
+
+
+def _check_sample(plan: Plan, x: torch.Tensor) -> None:
+    shape = plan.sample_shape
+    if shape is None:
+        return
+    per_channel = math.prod(shape[1:]) == 1
+    wanted = (*shape[:1], *(1,) * (x.ndim - 2)) if per_channel else shape
+    if len(wanted) != x.ndim - 1 or any(c not in (1, s) for c, s in zip(wanted, x.shape[1:], strict=True)):
+        raise PlanError(
+            f"the plan's coefficients are made for samples of shape {list(shape)} (1: any size), the state's samples have "
+            f"{list(x.shape[1:])}: use a calibration of this model and size, or one with a number per channel"
+        )
 
 
 def _ends(plan: Plan) -> dict[int, list[int]]:

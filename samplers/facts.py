@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .plan import Plan, Row
+from .plan import Coefficient, Plan, Row
 
 Vector = dict[str, Any]  # coefficients on "x_0", "eps" and each draw of noise
 
@@ -28,14 +28,13 @@ def constant_run(plan: Plan) -> Vector:
         if row.offset is not None:
             terms.append((1.0, {"offset": row.offset.double()}))
         for c, vector in terms:
-            factor = c.double() if isinstance(c, torch.Tensor) else float(c)
             for key, value in vector.items():
-                total[key] = total.get(key, 0.0) + factor * value
+                total[key] = total.get(key, 0.0) + _number(c) * value
         return total
 
     for k, stage in enumerate(plan.stages):
         y = apply(stage.predict)
-        p, q = stage.store
+        p, q = map(_number, stage.store)
         outputs[k] = {key: p * y.get(key, 0.0) + (q if key == "x_0" else 0.0) for key in {*y, "x_0"}}
         x = y if stage.carry is stage.predict else apply(stage.carry)
     return x if plan.final.is_identity else apply(plan.final)
@@ -61,6 +60,10 @@ def _gives_x_0(plan: Plan) -> bool:
         plan.final.is_identity and not last.reads_x and last.noise is None
         and dict(last.m) == {len(plan.stages) - 1: 1.0} and plan.stages[-1].kind == "x_0"
     )
+
+
+def _number(c: Coefficient) -> Any:
+    return c.double() if isinstance(c, torch.Tensor) else float(c)
 
 
 def _largest(value: Any) -> float:

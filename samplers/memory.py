@@ -14,6 +14,7 @@ def peak_latents(plan: Plan) -> int:
     own_x = y = xi = False  # buffers that the engine has made so far
     pool = own_outputs = 0
     live: set[int] = set()
+    copied: set[int] = set()  # outputs in buffers of the engine
     peak = 1
 
     def count(extra: int = 0) -> int:
@@ -21,15 +22,15 @@ def peak_latents(plan: Plan) -> int:
         return 1 + own_x + y + xi + pool + own_outputs + borrowed + extra
 
     held_by_hooks = sum(hook.latents for hook in plan.hooks)
-    for k, stage in enumerate(plan.stages):
+    for k, stage in enumerate(plan.outline):
         if not stage.predict.is_identity:
             y = True
             xi = xi or stage.predict.noise is not None
         peak = max(peak, count(held_by_hooks))
-        p, q = stage.store
-        direct = p == 0 and q == 1
+        direct = stage.stores_x_0
         live.add(k)
         if not direct:
+            copied.add(k)
             own_outputs += 1
             pool = max(pool - 1, 0)
         held = 0 if direct else 1  # the prediction itself, until the callback has seen it
@@ -42,7 +43,7 @@ def peak_latents(plan: Plan) -> int:
         peak = max(peak, count(held))
         for j in [j for j in live if plan.last_read.get(j, j) <= k]:
             live.discard(j)
-            if plan.stages[j].kind != "x_0":
+            if j in copied:
                 own_outputs -= 1
                 pool += 1
     own_x = own_x or not plan.final.is_identity

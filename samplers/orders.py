@@ -20,7 +20,7 @@ _START_UP = 24  # steps that double in size, so that a multistep method's low-or
 _STARTS = np.array([-1.7, -1.1, -0.6, -0.2, 0.3, 0.9, 1.4])  # several, since one start's error may change its sign
 _BODY = {
     "lower_order_final": False, "denoise_to_zero": False, "thresholding": False, "disable_corrector": (), "disable": (),
-    "allocation": "fixed",
+    "allocation": "fixed", "statistics": None,  # no statistics: their grid would limit what can be seen of the order
 }
 
 
@@ -81,7 +81,11 @@ def measured_slope(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> float | No
     """
     if any(name in REPLANNERS for name, _ in parts):
         return None
-    return _slope(tuple((name, tuple(sorted(options.items()))) for name, options in parts))
+    return _slope(tuple((name, tuple(sorted({**options, **_body(name)}.items()))) for name, options in parts))
+
+
+def _body(name: str) -> dict[str, Any]:
+    return {k: v for k, v in _BODY.items() if k in solver_options(name)}
 
 
 @lru_cache(maxsize=256)
@@ -90,8 +94,7 @@ def _slope(parts: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]) -> float 
     for steps in _STEPS:
         plan: Any = _grid(frame, steps)
         for i, (name, options) in enumerate(parts):
-            body = {k: v for k, v in _BODY.items() if k in solver_options(name)}
-            plan = (CORRECTORS if i else SOLVERS)[name](plan, **{**dict(options), **body})
+            plan = (CORRECTORS if i else SOLVERS)[name](plan, **dict(options))
         if not isinstance(plan, Plan) or plan.stochastic:
             return None
         difference = run_on_arrays(plan, _STARTS) - _reference(frame)

@@ -13,11 +13,12 @@ and a last row of the first form gives the result. In numerical analysis this is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 
 from .errors import PlanError
@@ -85,7 +86,7 @@ class Row:
         object.__setattr__(self, "m", {j: c for j, c in self.m.items() if not _is_zero(c)})
         if self.noise is not None and self.noise.coefficient == 0:
             object.__setattr__(self, "noise", None)
-        for c in (self.x, self.x_T, *self.m.values()):
+        for c in (self.x, self.x_T, *self.m.values(), *([] if self.offset is None else [self.offset])):
             _check_coefficient(c)
         if self.noise is not None and not math.isfinite(float(self.noise.coefficient)):
             raise PlanError(f"a noise coefficient is {self.noise.coefficient!r}")
@@ -147,6 +148,7 @@ class Stage:
         predict, carry: rows 1 and 4. A carry that *is* the predict row (the same object) is not computed twice.
         kind: what row 3 stores, see ``predictions``; gives its p and q.
         step: index of the solver's step that the stage belongs to, from 0.
+        mix: (p, q) of row 3 where it stores something else; ``kind`` is then a word for people.
     """
 
     node: Node
@@ -154,12 +156,63 @@ class Stage:
     predict: Row = IDENTITY
     kind: str = "x_0"
     step: int = 0
+    mix: tuple[Coefficient, Coefficient] | None = None
 
     @cached_property
-    def store(self) -> tuple[float, float]:
-        """(p, q) of row 3."""
+    def store(self) -> tuple[Any, Any]:
+        """(p, q) of row 3: numbers, or what ``mix`` gives."""
+        if self.mix is not None:
+            return self.mix
         p, q = coefficients(self.kind, self.node.alpha, self.node.sigma)
         return float(p), float(q)
+
+    @property
+    def stores_x_0(self) -> bool:
+        """Whether the prediction is stored as it is, without a copy."""
+        return _is_zero(self.store[0]) and _is_one(self.store[1])
+
+
+class LazyStages(Sequence[Stage]):
+    """Stages that are made when they are asked for and not kept: for coefficients as large as a latent.
+
+    Args:
+        count: how many.
+        make: makes stage k; called once to check the plan, once in every run, and by facts that look at the numbers.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Stage]) -> None:
+        self._count, self._make = count, make
+
+    @cached_property
+    def outline(self) -> tuple[Stage, ...]:
+        """The stages with zeros that take no memory in place of tensor coefficients: who reads what, and the shapes."""
+        return tuple(map(_outlined, self))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, k: int) -> Stage: ...
+    @overload
+    def __getitem__(self, k: slice) -> Sequence[Stage]: ...
+    def __getitem__(self, k: int | slice) -> Stage | Sequence[Stage]:
+        return self._make(range(self._count)[k]) if isinstance(k, int) else tuple(map(self._make, range(self._count)[k]))
+
+
+def _outlined(stage: Stage) -> Stage:
+    def stand_in(c: Any) -> Any:
+        return c.new_zeros(()).expand(c.shape) if isinstance(c, torch.Tensor) else c
+
+    def row(full: Row) -> Row:
+        return replace(
+            full, x=stand_in(full.x), m={j: stand_in(c) for j, c in full.m.items()}, x_T=stand_in(full.x_T),
+            offset=stand_in(full.offset),
+        )
+
+    predict = row(stage.predict)
+    carry = predict if stage.carry is stage.predict else row(stage.carry)
+    mix = None if stage.mix is None else (stand_in(stage.mix[0]), stand_in(stage.mix[1]))
+    return replace(stage, predict=predict, carry=carry, mix=mix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +220,7 @@ class Plan:
     """Stages in order and the row that gives the result; checked when built.
 
     Attributes:
+        stages: a tuple, or ``LazyStages``.
         nodes: the grid's nodes, noise first; the result is a state at the last one.
         hooks: what the engine applies beyond linear rows (see ``hooks``).
         recipe: what the plan was resolved from, or None for a plan made by hand.
@@ -174,7 +228,7 @@ class Plan:
             ``start.source`` and the first node is ``start.target``.
     """
 
-    stages: tuple[Stage, ...]
+    stages: Sequence[Stage]
     nodes: tuple[Node, ...]
     final: Row = IDENTITY
     hooks: tuple[Hook, ...] = ()
@@ -184,13 +238,16 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.stages:
             raise PlanError("a plan needs at least one stage")
-        for k, stage in enumerate(self.stages):
+        for k, stage in enumerate(self.outline):
             where = f"stage {k}"
             _check_reads(stage.predict, k, f"{where}, predict")
             _check_reads(stage.carry, k + 1, f"{where}, carry")
             if not (math.isfinite(stage.node.sigma) and stage.node.sigma >= 0):
                 raise PlanError(f"{where} evaluates at sigma {stage.node.sigma!r}")
-            if not all(math.isfinite(c) for c in stage.store):
+            if stage.mix is not None:
+                for c in stage.mix:
+                    _check_coefficient(c)
+            elif not all(math.isfinite(float(c)) for c in stage.store):
                 raise PlanError(f"{where} stores {stage.kind} at sigma {stage.node.sigma!r}, where it does not exist")
         _check_reads(self.final, len(self.stages), "the last row")
 
@@ -204,6 +261,11 @@ class Plan:
     def order(self) -> int | None:
         """Order of convergence of the recipe, measured on a small problem (see ``orders``); None where there is none."""
         return self.recipe.order if self.recipe else None
+
+    @property
+    def outline(self) -> Sequence[Stage]:
+        """The stages, or where they are lazy their outline: for all that does not look at the numbers."""
+        return self.stages.outline if isinstance(self.stages, LazyStages) else self.stages
 
     @property
     def nfe(self) -> int:
@@ -220,12 +282,22 @@ class Plan:
     @cached_property
     def late(self) -> bool:
         """Whether any coefficient depends on the data (see ``Late``)."""
-        return any(isinstance(c, Late) for row in self.rows() for c in row.coefficients())
+        return any(isinstance(c, Late) for row in self._outlined_rows() for c in row.coefficients())
 
     @property
     def stochastic(self) -> bool:
         """Whether any row adds noise."""
-        return any(row.noise is not None for row in self.rows())
+        return bool(self.noise_terms)
+
+    @cached_property
+    def noise_terms(self) -> list[NoiseTerm]:
+        """The draws of noise in order."""
+        return [row.noise for row in self._outlined_rows() if row.noise is not None]
+
+    def _outlined_rows(self) -> Iterator[Row]:
+        for stage in self.outline:
+            yield from (stage.predict, stage.carry)
+        yield self.final
 
     @cached_property
     def biased(self) -> bool:
@@ -245,7 +317,7 @@ class Plan:
     def last_read(self) -> dict[int, int]:
         """For each stored output the last stage whose rows read it; for the last row the number of stages."""
         last: dict[int, int] = {}
-        for k, stage in enumerate(self.stages):
+        for k, stage in enumerate(self.outline):
             for j in (*stage.predict.m, *stage.carry.m):
                 last[j] = k
         for j in self.final.m:
@@ -255,8 +327,21 @@ class Plan:
     @cached_property
     def start_last_read(self) -> int:
         """The last stage that reads x_T (the number of stages for the last row), or -1."""
-        reads = [k for k, s in enumerate(self.stages) if s.predict.reads_start or s.carry.reads_start]
+        reads = [k for k, s in enumerate(self.outline) if s.predict.reads_start or s.carry.reads_start]
         return len(self.stages) if self.final.reads_start else max(reads, default=-1)
+
+    @cached_property
+    def sample_shape(self) -> tuple[int, ...] | None:
+        """The shape of one sample that the tensor coefficients broadcast over; None where there are none.
+
+        Raises PlanError if they do not fit each other.
+        """
+        mixed = (c for stage in self.outline for c in stage.mix or () if isinstance(c, torch.Tensor))
+        shapes = {tuple(c.shape) for row in self._outlined_rows() for c in row.tensors()} | {tuple(c.shape) for c in mixed}
+        try:
+            return np.broadcast_shapes(*shapes) if shapes else None
+        except ValueError:
+            raise PlanError(f"the tensor coefficients of a plan have shapes {sorted(shapes)}, which do not go together") from None
 
     def describe(self) -> str:
         """The coefficient table that a paper would print; see ``describe``."""

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .errors import FewStepError, PlanError
+from .errors import FewStepError, OptionError, PlanError
 from .grids import Node
 from .hooks import hook_from_data, hook_to_data
 from .plan import IDENTITY, Coefficient, NoiseTerm, Plan, Row, Stage
@@ -104,14 +104,18 @@ def plan_to_data(plan: Plan, tensors: dict[str, torch.Tensor]) -> dict[str, Any]
         raise PlanError("a plan whose coefficients depend on the data cannot be saved; save its recipe (plan.recipe.to_json())")
     if plan.start is not None:
         raise PlanError("a plan with a start transform cannot be saved; save its recipe (plan.recipe.to_json())")
-    stages = [
-        {"node": _numbers(s.node), "predict": number(s.predict), "carry": number(s.carry), "kind": s.kind, "step": s.step}
-        for s in plan.stages
-    ]
+    stages = []
+    for k, s in enumerate(plan.stages):
+        stage: dict[str, Any] = {
+            "node": _numbers(s.node), "predict": number(s.predict), "carry": number(s.carry), "kind": s.kind, "step": s.step,
+        }
+        if s.mix is not None:
+            stage["mix"] = [value(c, f"stage{k}.{name}") for name, c in zip("pq", s.mix, strict=True)]
+        stages.append(stage)
     final = number(plan.final)
     return {
         "format": FORMAT, "stages": stages, "final": final, "nodes": [_numbers(n) for n in plan.nodes],
-        "hooks": [hook_to_data(h) for h in plan.hooks], "recipe": plan.recipe.to_json() if plan.recipe else None,
+        "hooks": [hook_to_data(h) for h in plan.hooks], "recipe": _recipe_text(plan.recipe),
         "rows": [
             {
                 "x": value(r.x, f"row{i}.x"), "x_T": value(r.x_T, f"row{i}.x_T"),
@@ -122,6 +126,14 @@ def plan_to_data(plan: Plan, tensors: dict[str, torch.Tensor]) -> dict[str, Any]
             for i, r in enumerate(rows)
         ],
     }
+
+
+def _recipe_text(recipe: Recipe | None) -> str | None:
+    """None too for a recipe that holds a calibration itself: the plan has the numbers."""
+    try:
+        return None if recipe is None else recipe.to_json()
+    except OptionError:
+        return None
 
 
 def plan_from_data(data: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Plan:
@@ -141,7 +153,11 @@ def plan_from_data(data: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Pl
     ]
     rows = [IDENTITY if row.is_identity else row for row in rows]
     stages = tuple(
-        Stage(_node(s["node"]), rows[s["carry"]], rows[s["predict"]], s["kind"], s["step"]) for s in data["stages"]
+        Stage(
+            _node(s["node"]), rows[s["carry"]], rows[s["predict"]], s["kind"], s["step"],
+            (value(s["mix"][0]), value(s["mix"][1])) if "mix" in s else None,
+        )
+        for s in data["stages"]
     )
     return Plan(
         stages, tuple(_node(n) for n in data["nodes"]), rows[data["final"]],

@@ -9,6 +9,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from .calibration.store import REFERENCE
 from .errors import OptionError
 from .frames import Frame
 from .grids import Grid, from_sigmas
@@ -128,6 +129,12 @@ class Recipe:
         """Solver and options in one line."""
         parts = [*([self.start] if self.start else []), (self.solver, self.options), *self.correctors]
         return " + ".join(f"{n}({', '.join(f'{k}={v}' for k, v in o.items())})" for n, o in parts)
+
+    @property
+    def references(self) -> list[str]:
+        """The calibration files that its options name, see ``calibration.store``."""
+        parts = [self.options, *(o for _, o in self.correctors), *([self.start[1]] if self.start else [])]
+        return [v for o in parts for v in o.values() if isinstance(v, str) and REFERENCE.fullmatch(v)]
 
     def to_json(self) -> str:
         """Compact JSON with sorted keys: the same recipe gives the same text."""

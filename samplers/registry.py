@@ -20,6 +20,7 @@ from .solvers.dpm_adaptive import AdaptivePlan, dpm_solver_adaptive
 from .solvers.dpm_multistep import dpm_solver_multistep
 from .solvers.dpm_sde import dpm_solver_sde_multistep, dpm_solver_sde_singlestep
 from .solvers.dpm_singlestep import dpm_solver_singlestep
+from .solvers.dpm_v3 import dpm_solver_v3
 from .solvers.pndm import pndm
 from .solvers.unipc import unipc
 from .start import StartTransform
@@ -32,6 +33,7 @@ SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
     "dpm_solver_adaptive": dpm_solver_adaptive,
     "dpm_solver_sde_multistep": dpm_solver_sde_multistep,
     "dpm_solver_sde_singlestep": dpm_solver_sde_singlestep,
+    "dpm_solver_v3": dpm_solver_v3,
     "unipc": unipc,
     "deis_ab": deis_ab,
     "deis_rk": deis_rk,

@@ -25,6 +25,7 @@ from .fingerprint import Fingerprint
 FORMAT = 1
 PURPOSES = ("statistics", "ratios", "moments", "plan")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+REFERENCE = re.compile(r".+\.safetensors@[0-9a-f]{16}")
 _folders: list[Path] = []
 
 
@@ -40,7 +41,7 @@ class Calibration:
     """
 
     purpose: str
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
     meta: Mapping[str, Any] = field(default_factory=dict)
     model: Fingerprint | None = None
 

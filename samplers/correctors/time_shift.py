@@ -51,7 +51,7 @@ def time_shift(
     check_integer("window", window, 0, 100_000)
     check_choice("wiring", wiring, ("paper", "target", "label", "dpm_solver"))
     plan, levels = build(grid), Levels.of(grid)
-    if not isinstance(plan, Plan) or any(True for row in plan.rows() for _ in row.tensors()):
+    if not isinstance(plan, Plan) or plan.sample_shape is not None or any(stage.mix is not None for stage in plan.stages):
         raise PlanError(
             "time shift needs a plan of plain numbers that is known ahead; one coefficient per channel or element "
             "(DPM-Solver-v3) and solvers that choose their steps while running are not"
@@ -111,7 +111,7 @@ def _label(plan: Plan, levels: Levels, half: int, cutoff: float) -> Plan:
         if centre is not None:
             before[k] = choice = Choice(("time shift", k), stage.node, levels.candidates(centre, half), stage.node)
             moves[k] = Move(choice.key, choice.candidates, choice.scales, keep_eps=True)
-    return replace(plan, hooks=(*plan.hooks, TimeShiftHook(plan.stages, before, {}, moves)))
+    return replace(plan, hooks=(*plan.hooks, TimeShiftHook(tuple(plan.stages), before, {}, moves)))
 
 
 def _rewired(

@@ -22,6 +22,10 @@ CONTRACT = {
     "FewStepDEIS": ("basis ab_order", "SAMPLER"),
     "FewStepDEISRungeKutta": ("tableau", "SAMPLER"),
     "FewStepIPNDM": ("order", "SAMPLER"),
+    "FewStepDPMSolverV3": (
+        "order corrector lower_order_final s_max per_channel p_pseudo c_pseudo snap quadrature statistics", "SAMPLER"),
+    "FewStepShowStatistics": ("statistics", "IMAGE STRING"),
+    "FewStepOfficialStatistics": ("model folder", "FEWSTEP_CALIBRATION"),
     "FewStepUniC": ("sampler order variant disable", "SAMPLER"),
     "FewStepTeleport": ("sampler moments mode skip sigma_skip fraction rest start guidance_scale", "SAMPLER"),
     "FewStepSchedule": ("model kind steps denoise shift rho", "SIGMAS"),
@@ -72,7 +76,8 @@ def test_every_node_explains_itself(node_id):
     for name, (kind, settings) in entries(node).items():
         assert len(settings["tooltip"]) > 10, name
         if isinstance(kind, list):
-            assert name in ("file", "lora_name") or settings["default"] in kind  # what lies in a folder has no choice that is always there
+            # what lies in a folder has no choice that is always there
+            assert name in ("file", "folder", "lora_name") or settings["default"] in kind
         elif kind not in SOCKETS:
             assert kind in {"INT", "FLOAT", "BOOLEAN", "STRING"}
             assert "default" in settings

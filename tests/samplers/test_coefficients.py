@@ -21,7 +21,7 @@ CASES = [
     ("dpm_solver_multistep", {"order": 2, "prediction": "noise"}), ("dpm_solver_multistep", {"order": 3, "solver_type": "exact"}),
     ("dpm_solver_singlestep", {"order": 3}), ("dpm_solver_singlestep", {"order": 2, "prediction": "noise", "inner": "lambda"}),
     ("unipc", {"order": 3}), ("unipc", {"order": 2, "prediction": "noise", "variant": "bh1"}), ("unipc", {"order": 2, "variant": "vary_coeff"}),
-    ("deis_ab", {"basis": "rho"}), ("deis_ab", {"basis": "log_rho"}), ("deis_rk", {"tableau": "3vdh"}), ("ipndm", {"order": 3}),
+    ("dpm_solver_v3", {"order": 3}), ("dpm_solver_v3", {"order": 2, "corrector": "none"}), ("deis_ab", {"basis": "rho"}), ("deis_ab", {"basis": "log_rho"}), ("deis_rk", {"tableau": "3vdh"}), ("ipndm", {"order": 3}),
     ("dpm_solver_sde_multistep", {"order": 3}), ("dpm_solver_sde_singlestep", {}), ("ddim", {"eta": 0.7}),
 ]
 
