@@ -1,5 +1,6 @@
 """DPM-Solver-v3's plans: exactness where the method promises it, orders, frames, sizes, and what is refused."""
 
+import itertools
 import math
 import warnings
 
@@ -117,7 +118,7 @@ def test_degenerated_tends_to_dpm_solver_pp_with_the_square_of_the_cell():
     for points in (100, 200, 400):
         plan = make_plan("dpm_solver_v3", frame, frame.sigma_of_lambda(lam), statistics=smooth(points), degenerated=True, order=3, corrector="none")
         errors.append(float((run(plan, MODEL.denoiser(frame), x) - wanted).abs().max()))
-    assert [math.log2(a / b) for a, b in zip(errors, errors[1:])] == pytest.approx([2, 2], abs=0.1)
+    assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([2, 2], abs=0.1)
     exponential = make_plan(
         "dpm_solver_v3", frame, frame.sigma_of_lambda(lam), statistics=smooth(5), degenerated=True, order=3, corrector="none", quadrature="exponential")
     assert float((run(exponential, MODEL.denoiser(frame), x) - wanted).abs().max()) < 1e-12
