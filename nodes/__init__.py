@@ -15,7 +15,7 @@ log = logging.getLogger("fewstep")
 
 MODULES = (
     "demo", "solvers", "consistency", "correctors", "teleport", "schedule", "schedules", "ksampler", "inspector",
-    "calibration", "calibrate_moments", "statistics", "prompts", "distilled", "lora_steps",
+    "calibration", "calibrate_moments", "calibrate_statistics", "statistics", "prompts", "distilled", "lora_steps",
 )
 
 
