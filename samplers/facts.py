@@ -47,13 +47,13 @@ def bias(plan: Plan) -> float:
     of the two relative errors, of the mean and of the standard deviation (relative to alpha where sigma is 0).
     """
     end, result = plan.nodes[-1], constant_run(plan)
-    alpha, sigma = (1.0, 0.0) if _gives_x_0(plan) else (end.alpha, end.sigma)
+    alpha, sigma = (1.0, 0.0) if gives_x_0(plan) else (end.alpha, end.sigma)
     mean = _largest(result.get("x_0", 0.0) - alpha) / alpha
     spread = math.sqrt(sum(_largest(v) ** 2 for key, v in result.items() if key != "x_0"))
     return max(mean, abs(spread - sigma) / (sigma or alpha))
 
 
-def _gives_x_0(plan: Plan) -> bool:
+def gives_x_0(plan: Plan) -> bool:
     """Whether the plan's result is the last x_0 prediction itself (denoise to zero)."""
     last = plan.stages[-1].carry
     return (

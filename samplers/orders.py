@@ -12,7 +12,7 @@ import numpy as np
 from .frames import Frame, linear_vp
 from .grids import Grid, from_sigmas
 from .plan import Plan, Row
-from .registry import CORRECTORS, REPLANNERS, SOLVERS, solver_options
+from .registry import CORRECTORS, SOLVERS, WITHOUT_ORDER, solver_options
 
 _T_T, _T_0 = 0.6, 0.2  # a stretch of the schedule on which the test problem is smooth at these step sizes
 _STEPS = (60, 120)
@@ -77,9 +77,9 @@ def measured_slope(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> float | No
     """Slope of log error against log steps for a solver followed by correctors, each (name, options).
 
     The body's slope: without a lowered order at the end or the start-up steps. None for stochastic solvers, for those
-    that choose their steps while running, and where the data move the steps.
+    that choose their steps while running, and for correctors that leave no order.
     """
-    if any(name in REPLANNERS for name, _ in parts):
+    if any(name in WITHOUT_ORDER for name, _ in parts):
         return None
     return _slope(tuple((name, tuple(sorted({**options, **_body(name)}.items()))) for name, options in parts))
 

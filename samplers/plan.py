@@ -216,6 +216,21 @@ def _outlined(stage: Stage) -> Stage:
 
 
 @dataclass(frozen=True, eq=False)
+class OutputMap:
+    """What a corrector makes of the stored outputs before the rows read them, folded into the rows by ``fold``.
+
+    Attributes:
+        name: the corrector's.
+        fold: plan to plan; None in a plan that was read from a file.
+        biased: whether another ODE than the model's is solved then, which a run on a constant denoiser cannot show.
+    """
+
+    name: str
+    fold: Callable[[Plan], Plan] | None = None
+    biased: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Stages in order and the row that gives the result; checked when built.
 
@@ -226,6 +241,9 @@ class Plan:
         recipe: what the plan was resolved from, or None for a plan made by hand.
         start: what happens to the caller's state before the first stage, or None; then the caller's state belongs to
             ``start.source`` and the first node is ``start.target``.
+        maps: output maps that are folded into the rows, the one nearest to the model first.
+        unmapped: the plan without them, for correctors that put in rows of their own; None where there are none, or where
+            the plan was read from a file.
     """
 
     stages: Sequence[Stage]
@@ -234,6 +252,8 @@ class Plan:
     hooks: tuple[Hook, ...] = ()
     recipe: Recipe | None = None
     start: StartTransform | None = None
+    maps: tuple[OutputMap, ...] = ()
+    unmapped: Plan | None = None
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -301,10 +321,12 @@ class Plan:
 
     @cached_property
     def biased(self) -> bool:
-        """Whether a perfect constant denoiser would *not* give the exact law of the last node; see ``facts.bias``."""
+        """Whether a perfect constant denoiser would *not* give the exact law of the last node (see ``facts.bias``), or an output
+        map changes the ODE.
+        """
         from .facts import bias
 
-        return bias(self) > 1e-6
+        return any(m.biased for m in self.maps) or bias(self) > 1e-6
 
     @cached_property
     def peak_latents(self) -> int:

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from .errors import FewStepError, OptionError, PlanError
 from .grids import Node
 from .hooks import hook_from_data, hook_to_data
-from .plan import IDENTITY, Coefficient, NoiseTerm, Plan, Row, Stage
+from .plan import IDENTITY, Coefficient, NoiseTerm, OutputMap, Plan, Row, Stage
 from .recipe import Recipe
 
 FORMAT = 1
@@ -116,6 +116,7 @@ def plan_to_data(plan: Plan, tensors: dict[str, torch.Tensor]) -> dict[str, Any]
     return {
         "format": FORMAT, "stages": stages, "final": final, "nodes": [_numbers(n) for n in plan.nodes],
         "hooks": [hook_to_data(h) for h in plan.hooks], "recipe": _recipe_text(plan.recipe),
+        "maps": [[m.name, m.biased] for m in plan.maps],
         "rows": [
             {
                 "x": value(r.x, f"row{i}.x"), "x_T": value(r.x_T, f"row{i}.x_T"),
@@ -162,6 +163,7 @@ def plan_from_data(data: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Pl
     return Plan(
         stages, tuple(_node(n) for n in data["nodes"]), rows[data["final"]],
         tuple(hook_from_data(h) for h in data["hooks"]), Recipe.from_json(data["recipe"]) if data["recipe"] else None,
+        maps=tuple(OutputMap(name, biased=biased) for name, biased in data.get("maps", ())),
     )
 
 

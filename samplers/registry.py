@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
+from .correctors.compensation import dynamic_compensation
+from .correctors.dualfast import dualfast
 from .correctors.time_shift import time_shift
 from .correctors.unic import unic
 from .errors import OptionError, check_choice, suggest
@@ -42,13 +44,18 @@ SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
     "consistency": consistency,
     "tcd": tcd,
 }
-CORRECTORS: dict[str, Callable[..., Plan]] = {"unic": unic}  # plan -> plan
+# plan -> plan
+CORRECTORS: dict[str, Callable[..., Plan]] = {
+    "unic": unic, "dynamic_compensation": dynamic_compensation, "dualfast": dualfast,
+}
 # (grid -> plan, grid) -> plan: those that plan on other grids too
 REPLANNERS: dict[str, Callable[..., Plan]] = {"time_shift": time_shift}
 # grid -> (transform, the grid that is left); no transform where there is nothing to jump over
 STARTS: dict[str, Callable[..., tuple[StartTransform | None, Grid]]] = {"teleport": teleport}
 # solvers of step-distilled models, which know their own noise levels alone
 NOT_AFTER: dict[str, tuple[str, ...]] = {"teleport": ("consistency", "tcd")}
+# no order of convergence: numbers for one grid, another ODE, steps that the data move
+WITHOUT_ORDER = {"dynamic_compensation", "dualfast", *REPLANNERS}
 
 
 @dataclass(frozen=True)

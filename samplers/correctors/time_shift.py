@@ -21,6 +21,7 @@ from ..grids import Grid, Node, node_at_lambda
 from ..plan import Plan, Row
 from ..times import DiscreteTime
 from .late_rows import Choice, looked_up, same, scaled
+from .output_maps import predicts_ahead
 from .relabel import Move, TimeShiftHook
 
 Wiring = Literal["paper", "target", "label", "dpm_solver"]
@@ -124,7 +125,7 @@ def _rewired(
     before: dict[int, Choice] = {}
     after: dict[int, Choice] = {}
     moves: dict[int, Move] = {}
-    nodes, late_carry = base.nodes, _predicts_ahead(base)
+    nodes, late_carry = base.nodes, predicts_ahead(base)
     for step in range(1, len(nodes) - 1):
         node = nodes[step] if paper else nodes[step + 1]
         centre = levels.centre(node, cutoff)
@@ -171,12 +172,6 @@ def moved(grid: Grid, i: int, node: Node) -> Grid:
         array[i] = getattr(node, name)
     copy.__dict__.update(frame=grid.frame, end=grid.end, **arrays)
     return copy
-
-
-def _predicts_ahead(plan: Plan) -> bool:
-    """Whether a step's rows stand in the stage after it, as a corrector has them: row 1 steps, row 4 corrects."""
-    return len(plan.stages) > 1 and plan.stages[0].carry.is_identity and [s.step for s in plan.stages] == list(
-        range(len(plan.stages)))
 
 
 def _rows_of(plan: Plan, step: int, late_carry: bool) -> list[tuple[int, str]]:

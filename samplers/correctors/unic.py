@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import OptionError, PlanError, check_choice, check_integer
 from ..plan import IDENTITY, Plan, Row, Stage
 from ..solvers.exponential import KIND, Prediction, Step, lagrange_weights, psi
+from .output_maps import under_maps
 
 Variant = Literal["bh1", "bh2", "vary_coeff", "vary_coeff_official"]
 VARIANTS = ("bh1", "bh2", "vary_coeff", "vary_coeff_official")
@@ -88,7 +89,12 @@ def unic(
     bad = [s for s in disable if isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < steps]
     if bad:
         raise OptionError(f"disable_corrector holds {bad[0]!r}, expected step numbers from 0 to {steps - 1}")
+    return under_maps(plan, lambda base: _corrected(base, order, variant, disable, lower_order_final))
+
+
+def _corrected(plan: Plan, order: int, variant: str, disable: Sequence[int], lower_order_final: bool) -> Plan:
     _check_plan(plan)
+    steps = len(plan.nodes) - 1
     stages: list[Stage] = []
     for i, stage in enumerate(plan.stages):
         if i == 0:

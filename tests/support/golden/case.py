@@ -68,7 +68,7 @@ class Case:
         return result, states
 
 
-def frame_and_grid(case: Case, steps: int):
+def frame_and_grid(case: Case, steps: int, **ends):
     """The frame, grid and start of the DPM-Solver and UniPC files, by schedule and skip type."""
     schedule, skip = case.set["schedule"], case.set.get("skip", "time_uniform")
     if schedule in ("edm", "flow"):
@@ -88,10 +88,20 @@ def frame_and_grid(case: Case, steps: int):
         "sd": lambda: frames.discrete_vp(betas=SD_BETAS), "linear": frames.linear_vp, "cosine": frames.cosine_vp,
     }[schedule]()
     make = {"time_uniform": grids.uniform_t, "time_quadratic": grids.quadratic_t, "logSNR": grids.uniform_lambda}[skip]
-    return frame, make(frame, steps, end="stop", t_0=1e-3), case.x_T
+    return frame, make(frame, steps, end="stop", **{"t_0": 1e-3, **ends}), case.x_T
 
 
 def check_nodes(case: Case, grid) -> None:
     if "sigma" in case and len(case["sigma"]) == len(grid.sigma):
         np.testing.assert_allclose(grid.sigma, case["sigma"], rtol=1e-9)
         np.testing.assert_allclose(grid.alpha, case["alpha"], rtol=1e-9)
+
+
+def seen_by(denoiser, states: list[torch.Tensor]):
+    """The denoiser, noting the states that it is given."""
+
+    def denoise(x, sigma):
+        states.append(x.clone())
+        return denoiser(x, sigma)
+
+    return denoise
