@@ -14,8 +14,8 @@ from typing import Any
 log = logging.getLogger("fewstep")
 
 MODULES = (
-    "demo", "solvers", "consistency", "correctors", "teleport", "schedule", "schedules", "ksampler", "inspector",
-    "calibration", "calibrate_moments", "calibrate_statistics", "statistics", "prompts", "distilled", "lora_steps",
+    "demo", "solvers", "consistency", "correctors", "compensation", "teleport", "schedule", "schedules", "ksampler",
+    "inspector", "calibration", "calibrate_moments", "calibrate_statistics", "statistics", "prompts", "distilled", "lora_steps",
 )
 
 

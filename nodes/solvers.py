@@ -22,6 +22,7 @@ def checked(recipe: Recipe) -> Recipe:
     Its start transform, if any, was checked by its own node: how far it goes depends on the model's sigmas.
     """
     from ..samplers import frames, grids
+    from ..samplers.calibration.ratios import trial_grid
     from ..samplers.errors import CalibrationWarning
 
     steps = TRIAL_STEPS
@@ -32,7 +33,8 @@ def checked(recipe: Recipe) -> Recipe:
     frame = frames.linear_vp().unit_alpha()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # said when sampling: this is not the grid that will be used
-        replace(recipe, start=None).resolve(frame, grids.uniform_lambda(frame, steps, end="stop"))
+        grid = trial_grid(recipe) or grids.uniform_lambda(frame, steps, end="stop")
+        replace(recipe, start=None).resolve(grid.frame, grid)
     return recipe
 
 

@@ -29,10 +29,15 @@ WORDS: dict[str, Word] = {
     "atol": Word("Absolute tolerance of the step-size control, per latent value. Smaller means more evaluations.", 1e-5, 10.0),
     "basis": Word("Variable in which past outputs are extrapolated: t is the model's own time (published tAB, the best for "
                   "most models), log_rho also suits models without one, rho is for comparison."),
+    "c_max": Word("Strength of the mix at the end, where there is little noise. The authors' value is not known; 0.1 is "
+                  "cautious, above 0.5 it mostly adds error.", 0.0, 1.0),
+    "c_min": Word("Strength of the mix at the start.", 0.0, 1.0, advanced=True),
     "clamp": Word("Keeps every step going forward, from noise to picture. The authors' code does not.", advanced=True),
     "corrector": Word("Re-uses the next step's evaluation to correct the step before it; costs nothing. Off leaves the "
                       "predictor UniP."),
     "cutoff": Word("Training time up to which nothing is shifted, of 1000. The authors use 200 to 400.", 0.0, 999.0),
+    "dc_order": Word("Degree of the polynomial through past outputs; the first as many ratios are 1. 2 as published.", 1, 6,
+                     advanced=True),
     "disable_corrector": Word("Steps without the corrector, counted from 0, for example '0' or '0, 2'. Leaving out step 0 often "
                               "helps at large guidance. Empty: none.", advanced=True),
     "disable": Word("Steps without the corrector, counted from 0, for example '0' or '0, 2'. Leaving out step 0 often helps at "
@@ -42,6 +47,7 @@ WORDS: dict[str, Word] = {
                      "less, or mode anchored.", 0.0, 0.9),
     "gamma": Word("tcd only: how much of the noise is renewed in every step. 0 is DDIM; 0.3 suits 4 steps."),
     "guidance_scale": Word("The cfg that is sampled with, for mode guided alone.", 0.0, 100.0, advanced=True),
+    "guidance": Word("Guidance scale (cfg) that you sample with. Only for ratios from a polynomial.", 0.0, 100.0),
     "h_init": Word("First step tried, in log signal-to-noise ratio.", 1e-3, 10.0, advanced=True),
     "inner": Word("Where evaluations inside a step lie: grid takes the given sigmas, as published; lambda spreads them evenly "
                   "in log signal-to-noise ratio between the first and the last one.", advanced=True),
@@ -66,7 +72,14 @@ WORDS: dict[str, Word] = {
     "r": Word("Where in the step its inner evaluation lies; 0.5 is the middle.", 0.001, 1.0, advanced=True),
     "rest": Word("tail: the remaining steps, so evaluations are saved. regrid: all steps, made finer, below the jump: no "
                  "evaluation saved, but a smaller error; the better use of few steps."),
+    "ratios": Word("One ratio per step, the first two 1, for example '1, 1, 0.81, 0.88, 1.36'. Empty: from the calibration, or "
+                   "without one from the published polynomial."),
     "rtol": Word("Relative tolerance of the step-size control. Smaller means more evaluations.", 0.0, 10.0),
+    "schedule": Word("How the strength grows: linear in the model's time, constant (c_max), or step, even from evaluation to "
+                     "evaluation."),
+    "scope": Word("all: the solver works with mixed predictions throughout. leading: only the first-order part of each step "
+                  "does. For DDIM both are the same.", advanced=True),
+    "skip_last": Word("No mix at the evaluation that goes straight into the picture, where it would leave grain."),
     "s_noise": Word("Factor on the added noise. Other values than 1 change what the samples look like on average.", 0.0, 2.0,
                     advanced=True),
     "sigma_skip": Word("Noise level at which the jump ends, for skip sigma; in the model's own sigma.", 0.0, 1e5),
@@ -76,6 +89,8 @@ WORDS: dict[str, Word] = {
                         "the interpolating polynomial and allows orders up to 6."),
     "start": Word("consistency only. state is usual; noise is for one-step models that start at a low time from plain noise "
                   "(DMD2 in one step): the network then sees unit noise.", advanced=True),
+    "tau": Word("Which earlier prediction to move away from: that of the first evaluation, as believed of the paper, or the "
+                "previous one.", advanced=True),
     "tableau": Word("Runge-Kutta method; its first digit is the order and nearly always the evaluations per step."),
     "theta": Word("Safety factor of the step size.", 0.01, 1.0, advanced=True),
     "thresholding": Word("Dynamic thresholding of x_0. For pixel-space models only: latents have no fixed range.", advanced=True),
@@ -136,6 +151,16 @@ def step_list(name: str, text: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise OptionError(f"{name} is {text!r}, expected step numbers from 0 on, separated by commas, such as '0, 2'")
     return tuple(int(part) for part in parts)
+
+
+def number_list(name: str, text: str) -> tuple[float, ...]:
+    """Numbers from '1, 0.9'; raises OptionError on anything else."""
+    from ..samplers.errors import OptionError
+
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise OptionError(f"{name} is {text!r}, expected numbers separated by commas, such as '1, 1, 0.9, 1.05'") from None
 
 
 def step_list_problem(name: str, text: str | None) -> bool | str:

@@ -38,6 +38,7 @@ SD21 = (
     ),
 )
 PUBLISHED: dict[str, tuple[Any, tuple[int, int], tuple[float, float]]] = {"sd21": (SD21, (5, 20), (1.0, 12.0))}
+SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {"sd21": ("unipc", {"order": 2, "variant": "bh2", "disable_corrector": (0,)})}
 
 
 def evaluate(table: Any, guidance: float, steps: int) -> list[float]:
@@ -66,7 +67,7 @@ def warn_outside(name: str, guidance: float, steps: int, fitted_steps: Sequence[
     if not (fitted_steps[0] <= steps <= fitted_steps[1] and fitted_guidance[0] <= guidance <= fitted_guidance[1]):
         warnings.warn(
             f"the ratio polynomial {name} was fitted for {fitted_steps[0]} to {fitted_steps[1]} steps and guidance "
-            f"{fitted_guidance[0]:g} to {fitted_guidance[1]:g}; at {steps} steps and guidance {guidance:g} its ratios may be far off",
+            f"{fitted_guidance[0]:g} to {fitted_guidance[1]:g}; for {steps} steps at guidance {guidance:g} it may be wild",
             CalibrationWarning, stacklevel=4,
         )
 
@@ -95,7 +96,7 @@ def fit_polynomial(
     rows, values = [], []
     for (guidance, steps), ratios in searched.items():
         if len(ratios) != steps or not np.all(np.isfinite(np.asarray(ratios, np.float64))):
-            raise CalibrationError(f"guidance {guidance:g} with {steps} steps has {len(ratios)} ratios, expected {steps} finite numbers")
+            raise CalibrationError(f"guidance {guidance:g}, {steps} steps: {len(ratios)} ratios, expected {steps} finite ones")
         for i in range(FIRST, steps + 1):
             u = (i / steps) ** np.arange(4)
             rows.append(np.einsum("i,j,k->ijk", u, _powers(guidance / 12.0), _powers(steps / 50.0)).ravel())
@@ -106,8 +107,8 @@ def fit_polynomial(
     solution, _, rank, _ = np.linalg.lstsq(matrix / scale, target, rcond=None)
     if rank < size:
         raise CalibrationError(
-            f"the searched ratios determine {rank} of the polynomial's {size} numbers: search at 3 or more values of guidance, each "
-            "with 3 or more numbers of steps, most of them 6 or more"
+            f"the searched ratios determine {rank} of the polynomial's {size} numbers: search at 3 or more values of guidance, "
+            "each with 3 or more numbers of steps, most of them 6 or more"
         )
     residual = float(np.sqrt(np.mean((matrix / scale @ solution - target) ** 2)))
     guidances, counts = [sorted({key[i] for key in searched}) for i in (0, 1)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import CalibrationError, OptionError
+from ..errors import CalibrationError, CalibrationWarning, OptionError
 from ..frames import flow, linear_vp
 from ..grids import Grid, Node, from_sigmas, uniform_lambda
 from . import polynomial
@@ -25,8 +26,7 @@ def resolve_ratios(ratios: Ratios, nodes: Sequence[Node], dc_order: int, guidanc
     """rho_1 ... rho_n for the steps between ``nodes``; see ``correctors.compensation.dynamic_compensation``."""
     steps = len(nodes) - 1
     if isinstance(ratios, str) and ratios in polynomial.PUBLISHED:
-        table, *fitted = polynomial.PUBLISHED[ratios]
-        return _from_polynomial(ratios, table, guidance, steps, *fitted)
+        return _from_polynomial(ratios, guidance, steps, *polynomial.PUBLISHED[ratios])
     if isinstance(ratios, (str, Calibration)):
         return _calibrated(resolve(ratios, "ratios"), nodes, dc_order, guidance)
     found = list(ratios)
@@ -39,7 +39,7 @@ def resolve_ratios(ratios: Ratios, nodes: Sequence[Node], dc_order: int, guidanc
 
 
 def _from_polynomial(
-    name: str, table: Any, guidance: float | None, steps: int, fitted_steps: Sequence[int], fitted_guidance: Sequence[float],
+    name: str, guidance: float | None, steps: int, table: Any, fitted_steps: Sequence[int], fitted_guidance: Sequence[float],
 ) -> list[float]:
     if guidance is None:
         raise OptionError(f"the ratio polynomial {name} needs the guidance scale: give guidance")
@@ -57,19 +57,19 @@ def _calibrated(calibration: Calibration, nodes: Sequence[Node], dc_order: int, 
     except (KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"the calibration holds no compensation ratios ({type(error).__name__} {error})") from error
     if made_order != dc_order:
-        raise CalibrationError(f"the ratios were searched with dc_order {made_order}, not {dc_order}: set dc_order to {made_order}")
+        raise CalibrationError(f"the ratios were searched with dc_order {made_order}, not {dc_order}: set it to {made_order}")
     if clock is None:
         return _from_polynomial(
-            "of the calibration", values.numpy(), guidance, steps, meta["fitted_steps"], meta["fitted_guidance"]
+            "of the calibration", guidance, steps, values.numpy(), meta["fitted_steps"], meta["fitted_guidance"]
         )
     if len(clock) != len(nodes) or len(values) != steps:
-        raise CalibrationError(f"the ratios were searched for {len(clock) - 1} steps, not for {steps}: search them for these steps")
+        raise CalibrationError(f"the ratios were searched for {len(clock) - 1} steps, not for {steps}: search for these")
     apart = np.flatnonzero(~np.isclose(clock_of(nodes), clock, rtol=SAME, atol=1e-9))
     if len(apart) > 1:  # one may be elsewhere: time shift plans with one node moved at a time
         i = int(apart[0])
         raise CalibrationError(
-            f"the ratios were searched for other noise levels: node {i} is at sigma/(alpha+sigma) {clock_of(nodes)[i]:.6g} here, and "
-            f"was at {clock[i]:.6g} there: use the schedule of the search ({meta.get('sigmas')}), or search for this one"
+            f"the ratios were searched for other noise levels: node {i} is at sigma/(alpha+sigma) {clock_of(nodes)[i]:.6g} here, "
+            f"and was at {clock[i]:.6g} there: use the schedule of the search ({meta.get('sigmas')}), or search for this one"
         )
     return [float(v) for v in values]
 
@@ -79,16 +79,31 @@ def clock_of(nodes: Sequence[Node]) -> list[float]:
     return [node.sigma / (node.alpha + node.sigma) for node in nodes]
 
 
-def check_recipe(calibration: Calibration, recipe: Recipe) -> None:
-    """Raises CalibrationError where the ratios were searched with another solver or other correctors before them."""
-    from ..recipe import Recipe
+def check_recipe(ratios: str | Calibration, recipe: Recipe) -> None:
+    """Raises CalibrationError where ratios were searched with another solver or other correctors before them.
 
-    made = calibration.meta.get("recipe")
+    A published polynomial, which may still do, only brings a CalibrationWarning.
+    """
+    from ..recipe import Recipe
+    from ..registry import solver_options
+
+    if isinstance(ratios, str):
+        solver, options = polynomial.SOLVERS[ratios]
+        known = {name: option.default for name, option in solver_options(solver).items()}
+        if recipe.solver != solver or {**known, **recipe.options} != {**known, **options} or recipe.correctors:
+            warnings.warn(
+                f"the ratio polynomial {ratios} was fitted for {Recipe(solver, options).label}, not for {recipe.label}",
+                CalibrationWarning, stacklevel=3,
+            )
+        return
+    made = ratios.meta.get("recipe")
     if made is None:
         return
     old = Recipe.from_json(str(made))
     if (old.solver, old.options, old.correctors) != (recipe.solver, recipe.options, recipe.correctors):
-        raise CalibrationError(f"the ratios were searched for {old.label}, not for {recipe.label}: use that solver, or search for this one")
+        raise CalibrationError(
+            f"the ratios were searched for {old.label}, not for {recipe.label}: use that solver, or search for this one"
+        )
 
 
 def trial_grid(recipe: Recipe) -> Grid | None:

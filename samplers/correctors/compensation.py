@@ -51,7 +51,7 @@ def first_compensated(plan: Plan, dc_order: int) -> int:
     times = [node.t for node in plan.nodes[:steps]]
     bad = next((i for i, t in enumerate(times) if not math.isfinite(t) or t in times[:i]), None)
     if bad is not None:
-        raise PlanError(f"dynamic compensation interpolates in the model's time, but step {bad} starts at t = {times[bad]!r}: {times}")
+        raise PlanError(f"dynamic compensation needs the model's time to fall, but step {bad} starts at {times[bad]!r}: {times}")
     first = next((i for i in range(steps) if plan.stages[i].kind == plan.stages[steps - 1].kind), 0)
     return first + dc_order + 1
 
@@ -81,19 +81,23 @@ def dynamic_compensation(
     for i, rho in enumerate(found, 1):
         if rho != 1 and i < first:
             raise OptionError(
-                f"ratio {i} is {rho!r}, expected 1: the polynomial of dc_order {dc_order} needs {dc_order + 1} outputs of one kind, "
-                f"which there are from step {first} on"
+                f"ratio {i} is {rho!r}, expected 1: the polynomial of dc_order {dc_order} needs {dc_order + 1} outputs of one "
+                f"kind, which there are from step {first} on"
             )
-    if all(rho == 1 for rho in found):
-        return plan
-    return with_map(plan, OutputMap("dynamic_compensation", lambda base: _fold(base, found, dc_order)))
+    return plan if all(rho == 1 for rho in found) else compensated(plan, found, dc_order)
 
 
-def _fold(plan: Plan, ratios: Sequence[float], dc_order: int) -> Plan:
+def compensated(plan: Plan, ratios: Sequence[Any], dc_order: int) -> Plan:
+    """``dynamic_compensation`` without its checks; a ratio may be a tensor of no dimensions, for gradients."""
+    return with_map(plan, OutputMap("dynamic_compensation", lambda base: _fold(base, ratios, dc_order)))
+
+
+def _fold(plan: Plan, ratios: Sequence[Any], dc_order: int) -> Plan:
     steps, forms = len(ratios), list[Form]()
     for j, rho in enumerate(ratios):
         past = range(j, j - dc_order - 1, -1)
-        weights = [1.0] if rho == 1 else compensation_weights([plan.nodes[i].t for i in past], rho)
+        unchanged = isinstance(rho, float) and rho == 1
+        weights = [1.0] if unchanged else compensation_weights([plan.nodes[i].t for i in past], rho)
         forms.append(_combined((w, {j: 1.0} if i == j else forms[i]) for i, w in zip(past, weights, strict=False)))
     # a corrector's newest output is not compensated yet, and neither is one that is itself the result
     ahead = predicts_ahead(plan)

@@ -28,8 +28,8 @@ LARGE = 0.5
 
 
 def dualfast(
-    plan: Plan, *, c_max: float = 0.1, c_min: float = 0.0, schedule: Schedule = "linear", tau: Tau = "first", scope: Scope = "all",
-    skip_last: bool = True, c: Sequence[float] | None = None,
+    plan: Plan, *, c_max: float = 0.1, c_min: float = 0.0, schedule: Schedule = "linear", tau: Tau = "first",
+    scope: Scope = "all", skip_last: bool = True, c: Sequence[float] | None = None,
 ) -> Plan:
     """Mixes the outputs of a deterministic plan; no evaluation is added.
 
@@ -154,7 +154,7 @@ class _Fold:
         """The earlier noise prediction, for stage ``k``."""
         if self.tau == "previous":
             return self.eps(k - 1, self.y[k - 1] if self.unrolls else {})
-        first = self.base.stages[0].predict
+        first: Any = self.base.stages[0].predict
         if first.m or first.offset is not None:
             raise PlanError("DualFast needs the start state as the first evaluation's, but this plan adds something to it")
         return self.eps(0, {"x_T": first.x + first.x_T})
@@ -223,4 +223,5 @@ def _plus(row: Row, terms: Iterable[tuple[Any, Form]]) -> Row:
     x, x_T, offset = form.pop("X"), form.pop("x_T"), form.pop("offset", None)
     if offset is not None and row.offset is not None:
         offset = offset + row.offset
-    return replace(row, x=x, x_T=x_T, m=form, offset=row.offset if offset is None else offset)
+    outputs: dict[int, Any] = {int(j): c for j, c in form.items()}
+    return replace(row, x=x, x_T=x_T, m=outputs, offset=row.offset if offset is None else offset)

@@ -24,13 +24,15 @@ class Move:
         key: of the choice.
         nodes: by candidate.
         scales: what the state is multiplied by first, by candidate; None where its row has done so.
-        keep_eps: the noise prediction found there counts at the stage's own node; else the prediction that the stage stores.
+        keep_eps: the noise prediction found there counts at the stage's own node; else what the stage stores.
+        stores: (p, q) of row 3 at each candidate, where the stage stores a mix.
     """
 
     key: Any
     nodes: Sequence[Node]
     scales: Sequence[float] | None
     keep_eps: bool
+    stores: Sequence[tuple[Any, Any]] = ()
 
     def evaluate(
         self, stage: Stage, y: torch.Tensor, sigma: torch.Tensor, denoiser: Denoiser, memory: Memory
@@ -40,11 +42,14 @@ class Move:
         told = y if self.scales is None else (y * gather(self.scales, index, y)).to(y.dtype)
         level = gather([n.sigma for n in self.nodes], index, y)
         found = denoiser(told, level.flatten().to(sigma.dtype))
-        node, kind = stage.node, "eps" if self.keep_eps else stage.kind
-        if kind == "x_0":
+        kind = "eps" if self.keep_eps else stage.kind
+        if stage.mix is not None and not self.keep_eps:
+            (p, q), there = stage.store, self.stores
+        elif kind == "x_0":
             return found
-        p, q = coefficients(kind, node.alpha, node.sigma)
-        there = [coefficients(kind, n.alpha, n.sigma) for n in self.nodes]
+        else:
+            p, q = coefficients(kind, stage.node.alpha, stage.node.sigma)
+            there = [coefficients(kind, n.alpha, n.sigma) for n in self.nodes]
         p_c, q_c = (gather([pair[i] for pair in there], index, y) for i in (0, 1))
         brought_back: torch.Tensor = (p_c * told + q_c * found - p * y) / q
         return brought_back.to(y.dtype)

@@ -9,7 +9,7 @@ choice; they are computed ahead, by planning again on grids with one node moved 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -52,7 +52,8 @@ def time_shift(
     check_integer("window", window, 0, 100_000)
     check_choice("wiring", wiring, ("paper", "target", "label", "dpm_solver"))
     plan, levels = build(grid), Levels.of(grid)
-    if not isinstance(plan, Plan) or plan.sample_shape is not None or any(stage.mix is not None for stage in plan.stages):
+    mixes = isinstance(plan, Plan) and not plan.maps and any(stage.mix is not None for stage in plan.stages)
+    if not isinstance(plan, Plan) or mixes or plan.sample_shape is not None:
         raise PlanError(
             "time shift needs a plan of plain numbers that is known ahead; one coefficient per channel or element "
             "(DPM-Solver-v3) and solvers that choose their steps while running are not"
@@ -141,13 +142,13 @@ def _rewired(
         first = next(k for k, stage in enumerate(base.stages) if stage.step == step)
         if paper:
             before[first] = choice
-            moves[first] = Move(choice.key, found, choice.scales, keep_eps=False)
+            moves[first] = Move(choice.key, found, choice.scales, keep_eps=False, stores=_stores(plans, first))
         else:  # chosen from the state at the step's source, as soon as it is there
             after[first if late_carry else first - 1] = choice
         for k, where in _rows_of(base, step, late_carry):
             stage_nodes = [plan.stages[k].node for plan in plans]
             if where == "predict" and not late_carry and len({n.sigma for n in stage_nodes}) > 1 and k != first:
-                moves[k] = Move(choice.key, stage_nodes, None, keep_eps=False)
+                moves[k] = Move(choice.key, stage_nodes, None, keep_eps=False, stores=_stores(plans, k))
             own, others = _row(base, k, where), [_row(plan, k, where) for plan in plans]
             if own.is_identity or id(own) in rows or all(same(own, other) for other in others):
                 continue
@@ -172,6 +173,10 @@ def moved(grid: Grid, i: int, node: Node) -> Grid:
         array[i] = getattr(node, name)
     copy.__dict__.update(frame=grid.frame, end=grid.end, **arrays)
     return copy
+
+
+def _stores(plans: Sequence[Plan], k: int) -> list[tuple[Any, Any]]:
+    return [plan.stages[k].store for plan in plans]
 
 
 def _rows_of(plan: Plan, step: int, late_carry: bool) -> list[tuple[int, str]]:

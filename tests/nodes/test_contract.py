@@ -26,6 +26,8 @@ CONTRACT = {
         "order corrector lower_order_final s_max per_channel p_pseudo c_pseudo snap quadrature statistics", "SAMPLER"),
     "FewStepShowStatistics": ("statistics", "IMAGE STRING"),
     "FewStepOfficialStatistics": ("model folder", "FEWSTEP_CALIBRATION"),
+    "FewStepDynamicCompensation": ("sampler dc_order ratios guidance calibration", "SAMPLER"),
+    "FewStepDualFast": ("sampler c_max c_min schedule tau scope skip_last", "SAMPLER"),
     "FewStepUniC": ("sampler order variant disable", "SAMPLER"),
     "FewStepTeleport": ("sampler moments mode skip sigma_skip fraction rest start guidance_scale", "SAMPLER"),
     "FewStepSchedule": ("model kind steps denoise shift rho", "SIGMAS"),

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from fewstep.samplers import Recipe, frames, grids
 from fewstep.samplers import run as run_plan
-from fewstep.samplers.analytic import start_noise
 from fewstep.samplers.calibration import polynomial
 
 from .case import SD_BETAS, seen_by
