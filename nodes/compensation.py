@@ -23,8 +23,8 @@ class FewStepDynamicCompensation(CorrectorNode):
     DESCRIPTION = (
         "DC-Solver (Zhao et al. 2024): before every step the newest prediction is moved a little along the solver's own past, by "
         "one ratio per step that was searched for this model, solver, schedule and guidance. Costs no evaluations; made for "
-        "large guidance at 5 to 10 steps. Without ratios of your own, the published polynomial for Stable Diffusion 2.1 with UniPC of "
-        "order 2, bh2, corrector disabled in step 0."
+        "large guidance at 5 to 10 steps. Without ratios of your own it takes the published polynomial for Stable Diffusion 2.1 "
+        "with UniPC of order 2, bh2, corrector disabled in step 0."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["dc-solver", "dc solver", "compensation ratios", "calibrated"]
     OUTPUT_TOOLTIPS = ("The same solver with compensation.",)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..correctors.compensation import first_compensated
+from ..correctors.compensation import compensable
 from ..engine import Denoiser
 from ..errors import CalibrationError, PlanError, check_integer
 from ..grids import Grid
@@ -34,10 +34,9 @@ def cost(
     """
     plan = _plan(recipe, grid)
     fine = refined(grid, refine).steps
-    steps, first = len(plan.nodes) - 1, first_compensated(plan, settings.dc_order)
-    looks = sum(
-        settings.cost(settings.method != "line") for i in range(first, steps + 1) if step_of(plan, i).evaluates
-    )
+    steps = len(plan.nodes) - 1
+    free = compensable(plan, settings.dc_order)
+    looks = sum(settings.cost(settings.method != "line") for i in free if step_of(plan, i).evaluates)
     followed = fine * (samples + held_out) if settings.rule == "interpolated" else OFFICIAL_STEPS * samples + fine * held_out
     return followed + samples * (steps + looks) + 2 * plan.nfe * held_out
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..correctors.compensation import compensated, first_compensated
+from ..correctors.compensation import compensable, compensated
 from ..correctors.output_maps import predicts_ahead
 from ..engine import Denoiser
 from ..errors import CalibrationError, PlanError, check_choice, check_integer
@@ -132,7 +132,7 @@ class Search:
         self, plan: Plan, model: Model, start: torch.Tensor, targets: Sequence[torch.Tensor], settings: Settings, keeper: Keeper
     ) -> None:
         self.plan, self.model, self.targets, self.settings, self.keeper = plan, model, targets, settings, keeper
-        self.steps, self.first = len(plan.nodes) - 1, first_compensated(plan, settings.dc_order)
+        self.steps, self.free = len(plan.nodes) - 1, compensable(plan, settings.dc_order)
         kept = keeper.part("search")
         self.walk = Walk(start, kept)
         self.ratios: list[float] = kept["ratios"].tolist() if "ratios" in kept else []
@@ -147,7 +147,7 @@ class Search:
                 stage = self.plan.stages[i - 1]
                 self.walk.outputs[i - 1] = self.model(self.walk.combined(stage.predict), self.plan, stage)
                 self._advance(len(self.walk.x))
-            while i >= self.first and len(self.history) < self.settings.looks(self._sloped(i)):
+            while i in self.free and len(self.history) < self.settings.looks(self._sloped(i)):
                 self._look(i)
             self._take(i)
         return self.ratios
@@ -168,7 +168,7 @@ class Search:
         except _NotDifferentiableError as error:
             if self.method == "gradient":
                 raise CalibrationError(f"the model cannot be differentiated ({error}): use method 'line' or 'auto'") from error
-            left = sum(step_of(self.plan, k).evaluates for k in range(max(i, self.first), self.steps + 1))
+            left = sum(step_of(self.plan, k).evaluates for k in self.free if k >= i)
             self.method = "line"
             self.keeper.job.total -= left * len(self.walk.x) * (self.settings.cost(True) - self.settings.cost(False))
             return
@@ -204,7 +204,7 @@ class Search:
 
     def _take(self, i: int) -> None:
         """Takes step ``i`` with its ratio."""
-        ratio = self.settings.choose(self.history, self._sloped(i)) if i >= self.first else 1.0
+        ratio = self.settings.choose(self.history, self._sloped(i)) if i in self.free else 1.0
         step = self._rows(i, ratio)
         x = self.walk.combined(step.row)
         if step.stage is not None:

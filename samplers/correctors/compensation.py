@@ -34,10 +34,10 @@ def compensation_weights(times: Sequence[float], ratio: Any) -> list[Any]:
     ]
 
 
-def first_compensated(plan: Plan, dc_order: int) -> int:
-    """The first step, counted from 1, whose ratio may differ from 1: it takes dc_order + 1 outputs of one kind.
+def compensable(plan: Plan, dc_order: int) -> frozenset[int]:
+    """The steps, counted from 1, whose ratio may differ from 1: those with dc_order + 1 outputs of one kind behind them.
 
-    Raises PlanError for plans that do not evaluate once per step at its start, and for times that repeat.
+    Raises PlanError for plans that do not evaluate once per step at its start or store v, and for times that repeat.
     """
     steps = len(plan.nodes) - 1
     at_nodes = len(plan.stages) in (steps, steps + 1) and all(
@@ -48,12 +48,17 @@ def first_compensated(plan: Plan, dc_order: int) -> int:
             f"dynamic compensation needs one evaluation per step, at its start; this plan has {len(plan.stages)} for {steps} "
             "steps: use a multistep solver before it"
         )
+    if any(stage.kind == "v" for stage in plan.stages):
+        raise PlanError(
+            "dynamic compensation needs outputs that a constant denoiser leaves constant, which v predictions are not: give the "
+            "solver prediction='x_0', the samples are the same"
+        )
     times = [node.t for node in plan.nodes[:steps]]
     bad = next((i for i, t in enumerate(times) if not math.isfinite(t) or t in times[:i]), None)
     if bad is not None:
         raise PlanError(f"dynamic compensation needs the model's time to fall, but step {bad} starts at {times[bad]!r}: {times}")
-    first = next((i for i in range(steps) if plan.stages[i].kind == plan.stages[steps - 1].kind), 0)
-    return first + dc_order + 1
+    kinds = [stage.kind for stage in plan.stages[:steps]]
+    return frozenset(i for i in range(dc_order + 1, steps + 1) if len(set(kinds[i - dc_order - 1 : i])) == 1)
 
 
 def dynamic_compensation(
@@ -73,16 +78,16 @@ def dynamic_compensation(
     Raises:
         OptionError: a list of another length, not finite, or with a ratio other than 1 where the past is too short.
         CalibrationError: a calibration that was made for other steps.
-        PlanError: a plan with inner stages, with repeated times, or compensated already.
+        PlanError: a plan with inner stages, of v predictions, with repeated times, or compensated already.
     """
     check_integer("dc_order", dc_order, 1, 6)
-    first = first_compensated(plan, dc_order)
+    allowed = compensable(plan, dc_order)
     found = resolve_ratios(ratios, plan.nodes, dc_order, guidance)
     for i, rho in enumerate(found, 1):
-        if rho != 1 and i < first:
+        if rho != 1 and i not in allowed:
             raise OptionError(
                 f"ratio {i} is {rho!r}, expected 1: the polynomial of dc_order {dc_order} needs {dc_order + 1} outputs of one "
-                f"kind, which there are from step {first} on"
+                f"kind, which only the steps {', '.join(map(str, sorted(allowed))) or '(none)'} have"
             )
     return plan if all(rho == 1 for rho in found) else compensated(plan, found, dc_order)
 
