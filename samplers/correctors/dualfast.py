@@ -59,8 +59,8 @@ def dualfast(
     if len(strengths) < 2:
         warnings.warn("DualFast has no effect on a plan with a single evaluation", stacklevel=2)
         return plan
-    if max(strengths) > LARGE:
-        warnings.warn(f"DualFast with a strength of {max(strengths):g}: above {LARGE:g} it mostly adds error", stacklevel=2)
+    if (largest := max(strengths[1:] if c is not None else (c_min, c_max))) > LARGE:
+        warnings.warn(f"DualFast with a strength of {largest:g}: above {LARGE:g} it mostly adds error", stacklevel=2)
     strengths[0] = 0.0
     if skip_last and (plan.nodes[-1].sigma == 0 or gives_x_0(plan)):
         strengths[-1] = 0.0
