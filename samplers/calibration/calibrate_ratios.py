@@ -99,7 +99,7 @@ def calibrate_ratios(
     better = errors["plain"] - errors["calibrated"]
     helps = bool(better.mean() > better.std() / len(better) ** 0.5)  # more than chance among so few starts
     searched = torch.tensor(found, dtype=torch.float64)
-    return Calibration("ratios", {"ratios": searched if helps else torch.ones_like(searched), "searched": searched}, {
+    return Calibration("ratios", {"ratios": searched.clone() if helps else torch.ones_like(searched), "searched": searched}, {
         "method": "dynamic_compensation", "form": "list", "dc_order": settings.dc_order, "rule": settings.rule,
         "steps": len(found), "clock": clock_of(plan.nodes), "sigmas": [float(s) for s in grid.sigma],
         "scaling": grid.frame.scaling, "recipe": recipe.to_json(), "guidance": float(guidance), "samples": len(starts),

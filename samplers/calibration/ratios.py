@@ -85,25 +85,30 @@ def check_recipe(ratios: str | Calibration, recipe: Recipe) -> None:
     A published polynomial, which may still do, only brings a CalibrationWarning.
     """
     from ..recipe import Recipe
-    from ..registry import solver_options
 
     if isinstance(ratios, str):
-        solver, options = polynomial.SOLVERS[ratios]
-        known = {name: option.default for name, option in solver_options(solver).items()}
-        if recipe.solver != solver or {**known, **recipe.options} != {**known, **options} or recipe.correctors:
-            warnings.warn(
-                f"the ratio polynomial {ratios} was fitted for {Recipe(solver, options).label}, not for {recipe.label}",
-                CalibrationWarning, stacklevel=3,
-            )
+        old = Recipe(*polynomial.SOLVERS[ratios])
+    elif "recipe" in ratios.meta:
+        old = Recipe.from_json(str(ratios.meta["recipe"]))
+    else:
         return
-    made = ratios.meta.get("recipe")
-    if made is None:
+    if _parts(old) == _parts(recipe):
         return
-    old = Recipe.from_json(str(made))
-    if (old.solver, old.options, old.correctors) != (recipe.solver, recipe.options, recipe.correctors):
-        raise CalibrationError(
-            f"the ratios were searched for {old.label}, not for {recipe.label}: use that solver, or search for this one"
-        )
+    if isinstance(ratios, str):
+        text = f"the ratio polynomial {ratios} was fitted for {old.label}, not for {recipe.label}"
+        warnings.warn(text, CalibrationWarning, stacklevel=3)
+        return
+    raise CalibrationError(
+        f"the ratios were searched for {old.label}, not for {recipe.label}: use that solver, or search for this one"
+    )
+
+
+def _parts(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
+    """The solver and its correctors with every option."""
+    from ..registry import solver_options
+
+    parts = ((recipe.solver, recipe.options), *recipe.correctors)
+    return [(name, {**{key: option.default for key, option in solver_options(name).items()}, **given}) for name, given in parts]
 
 
 def trial_grid(recipe: Recipe) -> Grid | None:

@@ -28,7 +28,7 @@ def adamw(history: Sequence[Look], start: float = 1.0, rate: float = 0.1, decay:
 
 
 def descend(history: Sequence[Look], start: float = 1.0) -> float:
-    """The next place of a search for a slope of 0: downhill from the start in growing steps, then by secants."""
+    """The next place of a search with slopes: downhill from the start in growing steps, then by cubics between the ends."""
     if not history:
         return start
     place, _, slope = history[-1]
@@ -37,9 +37,11 @@ def descend(history: Sequence[Look], start: float = 1.0) -> float:
     if inside is None:
         step = FIRST_STEP if len(history) == 1 else 2 * abs(place - history[-2][0])
         return min(max(place - math.copysign(step, slope), LOW), HIGH)
-    (a, _, down), (b, _, up) = inside
-    margin = 0.1 * (b - a)  # a secant that clings to one end would leave the other where it is
-    return min(max(a - down * (b - a) / (up - down), a + margin), b - margin)
+    (a, fa, down), (b, fb, up) = inside
+    d = down + up - 3 * (fb - fa) / (b - a)
+    root = math.sqrt(d * d - down * up)  # the ends slope towards each other: a minimum lies between
+    margin = 0.02 * (b - a)  # a cubic that clings to one end would leave the other where it is
+    return min(max(b - (b - a) * (up + root - d) / (up - down + 2 * root), a + margin), b - margin)
 
 
 def line(history: Sequence[Look], start: float = 1.0) -> float:
@@ -59,7 +61,8 @@ def line(history: Sequence[Look], start: float = 1.0) -> float:
     denominator = (b - a) * (fb - fc) - (b - c) * (fb - fa)
     place = b - 0.5 * numerator / denominator if math.isfinite(denominator) and denominator != 0 else b
     near = 0.05 * min(c - b, b - a)
-    if not a + near < place < c - near or abs(place - b) < near:  # no progress there: divide the longer side
+    lopsided = max(c - b, b - a) > 4 * min(c - b, b - a)
+    if not a + near < place < c - near or abs(place - b) < near or lopsided:  # no progress there: divide the longer side
         place = b + GOLDEN * (c - b) if c - b > b - a else b - GOLDEN * (b - a)
     return place
 

@@ -163,7 +163,7 @@ def test_the_same_samples_in_every_frame(solver, options, tau, scope):
 def test_flow_from_pure_noise(solver, options, tau, scope):
     """At alpha 0 the first noise prediction is the start itself; all of it is the limit of starts near there."""
     frame, sigmas = frames.flow(), [0.9, 0.7, 0.45, 0.2, 0.05]
-    recipe = Recipe(solver, {**options, **({} if solver == "ddim" else {})}).corrected("dualfast", c_max=0.3, tau=tau, scope=scope)
+    recipe = Recipe(solver, options).corrected("dualfast", c_max=0.3, tau=tau, scope=scope)
     pure = run(recipe.resolve(frame, [1.0, *sigmas]), MODEL.denoiser(frame, 3.0), start_noise(1))
     if scope == "all":
         base = Recipe(solver, options).resolve(frame, [1.0, *sigmas])

@@ -4,7 +4,9 @@ import numpy as np
 import torch
 from fewstep.samplers import Recipe, frames, grids
 from fewstep.samplers import run as run_plan
+from fewstep.samplers.analytic import start_noise
 from fewstep.samplers.calibration import polynomial
+from fewstep.samplers.calibration.search_ratios import Settings, official_targets, official_trajectory, search_ratios
 
 from .case import SD_BETAS, seen_by
 
@@ -40,6 +42,23 @@ def run(case):
     result = run_plan(plan, seen_by(case.denoiser(frame), seen), case.x_T)
     case.compare(result, TOLERANCE, "x_final")
     assert len(seen) == s["steps"]
+    if "search_x_seed" in s:
+        check_search(case, base.resolve(frame, grid), frame)
     if "model_x" in case:
         for name, mine in {"model_x": seen, "model_x0": case.predicted}.items():
             torch.testing.assert_close(torch.stack(mine), case[name], rtol=0, atol=TOLERANCE * case[name].abs().max())
+
+
+def check_search(case, plan, frame):
+    """The published search finds the file's ratios."""
+    s = case.set
+    starts = start_noise(s["search_x_seed"], (s["search_batch"], *case.x_T.shape[1:]))
+    _, chosen = official_trajectory(frame, plan.nodes, 200)
+    assert chosen == case["gt_index"].int().tolist()
+    denoiser = case.model.denoiser(frame, s["guidance"])
+    targets = official_targets(denoiser, frame, plan, starts)
+    np.testing.assert_allclose([float(x.abs().mean()) for x in targets], case["gt_mean_abs"], rtol=1e-10)
+    found = search_ratios(
+        denoiser, plan, starts, targets, settings=Settings(dc_order=s["dc_order"], rule="official", method="gradient")
+    )
+    np.testing.assert_allclose(found, case["ratios"], rtol=1e-6)
