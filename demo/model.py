@@ -58,7 +58,6 @@ class DemoModel:
             # x0 is linear in the output with the same factors for both, so guiding the output is guiding x0.
             return unwanted + guidance_scale * (wanted - unwanted)
 
-        @torch.no_grad()
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             # Noise levels need more digits than a half-precision state has: 8 bits would mix up neighbouring steps.
             level = sigma.to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(len(x))
