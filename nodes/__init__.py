@@ -14,7 +14,7 @@ from typing import Any
 log = logging.getLogger("fewstep")
 
 MODULES = (
-    "demo", "solvers", "consistency", "correctors", "compensation", "teleport", "schedule", "schedules", "ksampler",
+    "demo", "solvers", "consistency", "correctors", "compensation", "fitted", "teleport", "schedule", "schedules", "ksampler",
     "inspector", "calibration", "calibrate_moments", "calibrate_ratios", "calibrate_statistics", "statistics", "prompts",
     "distilled", "lora_steps",
 )

@@ -24,7 +24,13 @@ def checked(recipe: Recipe) -> Recipe:
     from ..samplers import frames, grids
     from ..samplers.calibration.ratios import trial_grid
     from ..samplers.errors import CalibrationWarning
+    from ..samplers.registry import BOUND
+    from ..samplers.solvers.fitted import trial_grid as fitted_grid
 
+    if recipe.solver in BOUND:  # a fitted plan runs on its own levels alone
+        grid = fitted_grid(recipe.options["calibration"])
+        recipe.resolve(grid.frame, grid)
+        return recipe
     steps = TRIAL_STEPS
     for options in (recipe.options, *(o for _, o in recipe.correctors)):
         listed = options.get("disable_corrector", options.get("disable", ()))

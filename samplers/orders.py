@@ -77,7 +77,7 @@ def measured_slope(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> float | No
     """Slope of log error against log steps for a solver followed by correctors, each (name, options).
 
     The body's slope: without a lowered order at the end or the start-up steps. None for stochastic solvers, for those
-    that choose their steps while running, and for correctors that leave no order.
+    that choose their steps while running, for correctors that leave no order, and for solvers bound to one grid.
     """
     if any(name in WITHOUT_ORDER for name, _ in parts):
         return None

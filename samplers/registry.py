@@ -23,6 +23,7 @@ from .solvers.dpm_multistep import dpm_solver_multistep
 from .solvers.dpm_sde import dpm_solver_sde_multistep, dpm_solver_sde_singlestep
 from .solvers.dpm_singlestep import dpm_solver_singlestep
 from .solvers.dpm_v3 import dpm_solver_v3
+from .solvers.fitted import fitted_plan
 from .solvers.pndm import pndm
 from .solvers.unipc import unipc
 from .start import StartTransform
@@ -43,7 +44,9 @@ SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
     "pndm": pndm,
     "consistency": consistency,
     "tcd": tcd,
+    "fitted_plan": fitted_plan,
 }
+BOUND = ("fitted_plan",)  # solvers that need a calibration file and run on its noise levels alone
 # plan -> plan
 CORRECTORS: dict[str, Callable[..., Plan]] = {
     "unic": unic, "dynamic_compensation": dynamic_compensation, "dualfast": dualfast,
@@ -55,7 +58,7 @@ STARTS: dict[str, Callable[..., tuple[StartTransform | None, Grid]]] = {"telepor
 # solvers of step-distilled models, which know their own noise levels alone
 NOT_AFTER: dict[str, tuple[str, ...]] = {"teleport": ("consistency", "tcd")}
 # no order of convergence: numbers for one grid, another ODE, steps that the data move
-WITHOUT_ORDER = {"dynamic_compensation", "dualfast", *REPLANNERS}
+WITHOUT_ORDER = {"dynamic_compensation", "dualfast", *REPLANNERS, *BOUND}
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ class Option:
 
 
 def solver_names() -> list[str]:
-    """The names that ``make_plan`` and ``Recipe`` know."""
-    return list(SOLVERS)
+    """The solvers that run on any grid as they are. ``make_plan`` and ``Recipe`` know those of ``BOUND`` too."""
+    return [name for name in SOLVERS if name not in BOUND]
 
 
 def solver_options(name: str) -> dict[str, Option]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -79,11 +80,11 @@ class Tableau:
         levels = [stage.node.sigma for stage in plan.stages]
         # each state as a combination of x_T (first entry) and the outputs D_j
         states = _states(plan)
-        if not all(abs(state[0]) > 0 for state in states[:-1]) or any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+        if not all(abs(state[0]) > 0 for state in states[:-1]) or any(a <= b for a, b in pairwise(levels)):
             raise PlanError(f"{plan.label} cannot start a fit: its evaluations do not lie at falling noise levels: {levels}")
         grid = from_sigmas(frame, [*levels, plan.nodes[-1].sigma])
-        x = np.array([after[0] / before[0] for before, after in zip(states, states[1:], strict=False)])
-        m = np.stack([after[1:] - c * before[1:] for c, before, after in zip(x, states, states[1:], strict=False)])
+        x = np.array([after[0] / before[0] for before, after in pairwise(states)])
+        m = np.stack([after[1:] - c * before[1:] for c, (before, after) in zip(x, pairwise(states), strict=True)])
         scale = np.ones(len(x))
         scale[0] = states[0][0]
         return cls(grid, np.array(levels), scale, x * np.append(scale[0], np.ones(len(x) - 1)), m)
@@ -163,7 +164,7 @@ def _states(plan: Plan) -> list[np.ndarray]:
     """The state of each evaluation, and the result, as combinations of x_T and the outputs D_j: vectors [1 + M]."""
     count = len(plan.stages)
     start = np.eye(1 + count)[0]
-    x, stored, states = start, [], []
+    x, stored, states = start, list[np.ndarray](), list[np.ndarray]()
 
     def apply(row: Row) -> np.ndarray:
         total = float(row.x) * x + float(row.x_T) * start  # type: ignore[arg-type]
