@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from . import convert_command, serve_command
+from . import calibrate_command, convert_command, serve_command
 from .serve_command import DemoCheckpoint
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _execute(
     from .executor import Executor, all_classes
     from .validate import refuse
 
-    with _host_with_bar(out, pictures) as host:
+    with host_with_bar(out, pictures) as host:
         executor = Executor(host, all_classes(demo_checkpoint))
         refuse(executor.check(prompt).node_errors)
         result = executor.execute(prompt, extra)
@@ -190,25 +190,25 @@ def _execute(
 
 
 @contextmanager
-def _host_with_bar(out: Path, pictures: Path | None) -> Iterator[EmbeddedHost]:
+def host_with_bar(out: Path, pictures: Path | None, what: str = "sampling") -> Iterator[EmbeddedHost]:
     """The host, with a bar on the error stream if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from .embedded import EmbeddedHost
 
-    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: list[Any] = []
 
         def progress(value: int, total: int, denoised: Any) -> None:
             if not tasks or value <= (bar.tasks[-1].completed or 0):
-                tasks.append(bar.add_task("sampling", total=total))
+                tasks.append(bar.add_task(what, total=total))
             bar.update(tasks[-1], completed=value, total=total)
 
         yield EmbeddedHost(out, input_directory=pictures, on_progress=progress)
 
 
-for command in (serve_command, convert_command):
+for command in (calibrate_command, serve_command, convert_command):
     command.register(app)

@@ -33,7 +33,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any], int, str, int]] = {  # template ->
 }
 
 
-def node(kind: str, title: str | None = None, **inputs: Any) -> dict[str, Any]:
+def node(kind: str, title: str | None = None, /, **inputs: Any) -> dict[str, Any]:
     """One node in API form: the given inputs, and every other widget at its default."""
     from .executor import all_classes
     from .validate import WIDGETS, input_specs

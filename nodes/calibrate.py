@@ -178,7 +178,7 @@ class CalibrateNode:
 def verdict(made: Calibration) -> str:
     """What the errors on unseen noise say, where they were measured."""
     gain = made.meta.get("gain") or {}
-    before, after = gain.get("plain"), gain.get("calibrated")
+    before, after = (v["mean"] if isinstance(v, dict) else v for v in (gain.get("plain"), gain.get("calibrated")))
     if not before or after is None:
         return ""
     if after >= before:
