@@ -35,8 +35,8 @@ async function open(page, url) {
 
 async function openTemplate(page, pack, template) {
   const before = await page.evaluate(() => window.app.graph._nodes.length);
-  await page.getByRole("button", { name: "Templates", exact: true }).click();
-  const gallery = page.getByRole("dialog");
+  const gallery = page.getByRole("dialog");  // ComfyUI opens it by itself at its first start
+  if (!(await gallery.count())) await page.getByRole("button", { name: "Templates", exact: true }).click();
   await gallery.getByText(pack, { exact: true }).first().click();
   await gallery.getByText(template, { exact: true }).first().click();
   await gallery.waitFor({ state: "hidden" });
