@@ -52,14 +52,14 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
 LOAD = """if True:
     import importlib.util, json, sys, time
     import torch
-    before, start = set(sys.modules), time.perf_counter()
+    before, start = set(sys.modules), time.process_time()
     spec = importlib.util.spec_from_file_location("pack", {root!r} + "/__init__.py", submodule_search_locations=[{root!r}])
     module = importlib.util.module_from_spec(spec)
     sys.modules["pack"] = module
     spec.loader.exec_module(module)
     nodes = module.NODE_CLASS_MAPPINGS
     inputs = [node.INPUT_TYPES() for node in nodes.values()]
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     new = {{name.split(".")[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names) - {{"pack"}}
     print(json.dumps([len(inputs), sorted(new), took]))
 """
@@ -67,11 +67,9 @@ LOAD = """if True:
 
 def test_importing_the_pack_is_light(tmp_path):
     """What ComfyUI pays at its start beyond torch, in a fresh process: the node list and every node's inputs."""
-    runs = []
-    for _ in range(3):  # the best of three, for busy machines
-        ran = subprocess.run([sys.executable, "-c", LOAD.format(root=str(ROOT))], cwd=tmp_path, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
-        runs.append(json.loads(ran.stdout))
-    assert all(count >= 22 for count, _, _ in runs)
-    assert all(set(new) <= {"numpy", "safetensors", "einops"} for _, new, _ in runs), "no other package is imported"
-    assert min(took for _, _, took in runs) < 0.5
+    ran = subprocess.run([sys.executable, "-c", LOAD.format(root=str(ROOT))], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    count, new, seconds = json.loads(ran.stdout)
+    assert count >= 22
+    assert set(new) <= {"numpy", "safetensors", "einops"}, "no other package is imported"
+    assert seconds < 0.5, "processor time, so that a busy machine does not count"
