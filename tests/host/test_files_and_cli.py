@@ -148,6 +148,18 @@ def test_a_picture_beside_the_workflow_is_changed(cli, tmp_path):
     assert done.exit_code == 2 and "there is no picture 'grey.png' in other" in done.stderr
 
 
+def test_the_default_graph_runs_on_the_demo_only_when_asked(cli, tmp_path):
+    prompt = sample_workflow(form="eps", prompt="3", negative="", batch=1, size=64, seed=4, steps=4, cfg=1.0, solver="unipc",
+                             schedule="uniform_t", options={})
+    prompt["1"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"}}
+    (tmp_path / "default.json").write_text(json.dumps(prompt))
+    refused = cli("run", "default.json", "--out", "made")
+    assert refused.exit_code == 2 and "--demo-checkpoint" in refused.stderr and not (tmp_path / "made").exists()
+    done = cli("run", "default.json", "--out", "made", "--demo-checkpoint")
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "made").glob("*.png"))) == 1
+
+
 def test_a_picture_makes_itself_again(cli, tmp_path):
     words = ("--prompt", "3", "--steps", 5, "--solver", "deis_ab", "--schedule", "karras", "--cfg", 3, "--batch", 2, "--seed", 9)
     done = cli("sample", *words, "--form", "flow", "--option", "basis=rho", "--order", 1)
