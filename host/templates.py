@@ -195,13 +195,51 @@ def two_solvers() -> Prompt:
     return prompt
 
 
+def against_plain(name: str, kind: str, widgets: Mapping[str, Any], digit: str, seed: int, cfg: float, added: Prompt) -> Prompt:
+    """A solver in 5 steps, above, and what ``added`` makes of it, below: node 20 gives the SAMPLER, or both it and SIGMAS."""
+    prompt = common("eps", digit, 4) | {"5": node(kind, **widgets), "6": node("FewStepSchedule", model=["1", 0], steps=5)}
+    prompt |= added
+    both = added["20"]["class_type"] == "FewStepFittedSolver"
+    prompt["7"] = sample("5", "6", "4", seed, cfg)
+    prompt["21"] = sample("20", "6", "4", seed, cfg)
+    if both:
+        prompt["21"]["inputs"]["sigmas"] = ["20", 1]
+    prompt["8"] = node("VAEDecode", "Plain", samples=["7", 0], vae=["1", 2])
+    prompt["22"] = node("VAEDecode", "Changed", samples=["21", 0], vae=["1", 2])
+    prompt["23"] = node("ImageBatch", "Plain, changed", image1=["8", 0], image2=["22", 0])
+    prompt["9"] = node("SaveImage", images=["23", 0], filename_prefix=name)
+    return prompt
+
+
+def calibrated() -> dict[str, Prompt]:
+    """A digit in 5 steps: each method against its plain solver, with the demo model's own calibrations."""
+    def loaded(method: str, cfg: float) -> dict[str, Any]:
+        return node("FewStepLoadCalibration", model=["1", 0], file=f"digits-eps-{method}-cfg{cfg:g}.safetensors")
+
+    changes: dict[str, tuple[str, dict[str, Any], str, int, float, Prompt]] = {
+        "calibrated_compensation": ("FewStepUniPC", {}, "3", 1, 4.0, {
+            "19": loaded("ratios", 4.0), "20": node("FewStepDynamicCompensation", sampler=["5", 0], calibration=["19", 0])}),
+        "calibrated_fitted_solver": ("FewStepDPMSolverMultistep", {}, "8", 2, 2.0, {
+            "19": loaded("plan", 2.0), "20": node("FewStepFittedSolver", model=["1", 0], calibration=["19", 0])}),
+        "calibrated_teleport": ("FewStepDPMSolverMultistep", {}, "5", 1, 2.0, {
+            "19": loaded("moments", 2.0),
+            "20": node("FewStepTeleport", sampler=["5", 0], moments=["19", 0], mode="mean", rest="regrid")}),
+        "calibrated_dpm_solver_v3": ("FewStepDPMSolverMultistep", {}, "2", 4, 2.0, {
+            "19": loaded("statistics", 2.0), "20": node("FewStepDPMSolverV3", statistics=["19", 0])}),
+        "corrector_time_shift": ("FewStepDPMSolverMultistep", {}, "6", 1, 2.0, {
+            "20": node("FewStepTimeShift", sampler=["5", 0])}),
+        "corrector_dualfast": ("FewStepDDIM", {}, "9", 2, 2.0, {"20": node("FewStepDualFast", sampler=["5", 0])}),
+    }
+    return {name: against_plain(name, *change) for name, change in changes.items()}
+
+
 def templates() -> dict[str, Prompt]:
     """Every template by name, in API form."""
     made = {name: text_to_digit(*settings, name) for name, settings in SOLVERS.items()}
     return {
         **made, "flow_in_four_steps": one_node(), "corrector_unic": corrected(), "image_to_image": image_to_image(),
         "inpainting": inpainting(), "four_solvers": comparison(), "two_solvers": two_solvers(),
-        "stock_ksampler": stock_ksampler(), "stock_guider": stock_guider(),
+        "stock_ksampler": stock_ksampler(), "stock_guider": stock_guider(), **calibrated(),
     }
 
 

@@ -59,10 +59,11 @@ class FewStepCalibrateMoments(CalibrateNode):
         """See ``CalibrateNode``."""
         from ..samplers.calibration import moments
 
-        measured = {
-            "denoiser": lambda: moments.cost_from_denoiser(widgets["samples"]),
-            "own samples": lambda: moments.cost_from_model(own_plan(frame), widgets["samples"]), "latents": lambda: 0,
-        }[widgets["source"]]()
+        measured = 0
+        if widgets["source"] == "denoiser":
+            measured = moments.cost_from_denoiser(widgets["samples"])
+        elif widgets["source"] == "own samples":
+            measured = moments.cost_from_model(own_plan(frame), widgets["samples"])
         return measured + moments.cost_of_range(widgets["range_samples"])
 
     def work(self, session: Session, cfg: float, seed: int, parts: Parts, widgets: Mapping[str, Any]) -> Calibration:
