@@ -25,7 +25,7 @@ def test_python_blocks_run(name, capsys):
 ADAPTERS = [f"samplers.adapters{part}" for part in ("", ".families", ".names", ".strength", ".targets", ".trained_times")]
 
 
-@pytest.mark.parametrize("module", ["samplers", "samplers.frames", "samplers.grids", "samplers.recipe", *ADAPTERS])
+@pytest.mark.parametrize("module", ["samplers", "samplers.frames", "samplers.grids", "samplers.recipe", "samplers.correctors.compensation", *ADAPTERS])
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"fewstep.{module}"))
     assert result.attempted > 0 and result.failed == 0

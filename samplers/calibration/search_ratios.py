@@ -249,9 +249,9 @@ def search_ratios(
 
 
 def check_search(plan: Plan) -> None:
-    """Raises PlanError for a plan whose ratios cannot be searched."""
-    if plan.stochastic or plan.late:
-        raise PlanError("ratios are searched against one trajectory: the plan must not add noise, nor move steps by the data")
+    """Raises PlanError for a plan whose steps move with the data."""
+    if plan.late or any(hook.latents for hook in plan.hooks):
+        raise PlanError("ratios are searched for fixed steps, but the data move this plan's: search them without time shift")
 
 
 def _check_targets(steps: int, starts: torch.Tensor, targets: Sequence[torch.Tensor]) -> None:

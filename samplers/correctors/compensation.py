@@ -25,7 +25,7 @@ Form = dict[int, Any]  # a combination of raw outputs: numbers, or tensors that 
 def compensation_weights(times: Sequence[float], ratio: Any) -> list[Any]:
     """Weights of outputs at ``times``, newest first, in their polynomial's value at ``t*``; ``ratio`` is a number or tensor.
 
-    >>> compensation_weights([0.6, 0.8, 1.0], 0.5)
+    >>> [round(w, 6) for w in compensation_weights([0.6, 0.8, 1.0], 0.5)]
     [0.375, 0.75, -0.125]
     """
     t = ratio * times[0] + (1 - ratio) * times[1]
@@ -37,7 +37,7 @@ def compensation_weights(times: Sequence[float], ratio: Any) -> list[Any]:
 def compensable(plan: Plan, dc_order: int) -> frozenset[int]:
     """The steps, counted from 1, whose ratio may differ from 1: those with dc_order + 1 outputs of one kind behind them.
 
-    Raises PlanError for plans that do not evaluate once per step at its start or store v, and for times that repeat.
+    Raises PlanError for plans that do not evaluate once per step at its start, add noise or store v, and for times that repeat.
     """
     steps = len(plan.nodes) - 1
     at_nodes = len(plan.stages) in (steps, steps + 1) and all(
@@ -48,6 +48,8 @@ def compensable(plan: Plan, dc_order: int) -> frozenset[int]:
             f"dynamic compensation needs one evaluation per step, at its start; this plan has {len(plan.stages)} for {steps} "
             "steps: use a multistep solver before it"
         )
+    if plan.stochastic:
+        raise PlanError("dynamic compensation is searched and used along one path, but this plan adds noise: set eta to 0")
     if any(stage.kind == "v" for stage in plan.stages):
         raise PlanError(
             "dynamic compensation needs outputs that a constant denoiser leaves constant, which v predictions are not: give the "
@@ -78,7 +80,7 @@ def dynamic_compensation(
     Raises:
         OptionError: a list of another length, not finite, or with a ratio other than 1 where the past is too short.
         CalibrationError: a calibration that was made for other steps.
-        PlanError: a plan with inner stages, of v predictions, with repeated times, or compensated already.
+        PlanError: a plan with inner stages, noise, v predictions or repeated times, or compensated already.
     """
     check_integer("dc_order", dc_order, 1, 6)
     allowed = compensable(plan, dc_order)

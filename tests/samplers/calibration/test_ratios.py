@@ -232,9 +232,9 @@ def test_bad_input_is_named():
     with pytest.raises(CalibrationError, match="counts in training steps"):
         official_trajectory(frames.flow(), plan.nodes, 200)
     for recipe, error_, words in (
-        (Recipe("dpm_solver_sde_multistep"), PlanError, "must not add noise"), (Recipe("deis_rk"), PlanError, "one evaluation per step"),
+        (Recipe("dpm_solver_sde_multistep"), PlanError, "adds noise: set eta to 0"), (Recipe("deis_rk"), PlanError, "one evaluation per step"),
         (UNIPC3.corrected("dynamic_compensation", ratios=[1.0] * 5), PlanError, "compensated already"),
-        (UNIPC3.corrected("time_shift"), PlanError, "move steps by the data"), (Recipe("dpm_solver_adaptive"), PlanError, "chooses its steps"),
+        (UNIPC3.corrected("time_shift"), PlanError, "without time shift"), (Recipe("dpm_solver_adaptive"), PlanError, "chooses its steps"),
     ):
         with pytest.raises(error_, match=words):
             calibrate(recipe)
