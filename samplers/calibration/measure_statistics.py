@@ -28,7 +28,7 @@ from .sums import NAMES, terms_of
 Per = Literal["channel", "element", "scalar"]
 Draws = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 PRESETS = {"draft": (40, 32), "normal": (120, 128), "paper": (250, 1024)}  # steps of lambda, samples
-PURE = 0.9999  # the noisiest sigma of flow models: at 1 lambda is infinite
+PURE = 0.999  # the noisiest sigma of flow models: at 1 lambda is infinite
 HOW: tuple[Derivative, ...] = ("jvp", "difference", "stein")
 
 
@@ -64,7 +64,7 @@ def measure_statistics(
     denoiser: Denoiser, frame: Frame, samples: Sequence[torch.Tensor] | torch.Tensor,
     lambdas: Sequence[float] | np.ndarray, *, guidance: float, per: Per = "channel", derivative: Derivative = "auto",
     count: int | None = None, batch: int = 4, seed: int = 0, rounded: bool = False, half_precision: bool = False,
-    check: Grid | None = None, draws: Draws | None = None, job: Job | None = None,
+    smoothing: int = 0, check: Grid | None = None, draws: Draws | None = None, job: Job | None = None,
 ) -> Calibration:
     """Measures l, s, b of a model at a guidance scale.
 
@@ -84,6 +84,7 @@ def measure_statistics(
         seed: of noise and probes; draw i is the same for every noise level and batch size.
         rounded: the denoiser rounds sigma to the frame's table, as hosts do with discrete models.
         half_precision: the model computes in 16 bits: wider differences.
+        smoothing: of the slope of l, see ``sums.slope_of``; 5 as published.
         check: a grid to measure the gain on, from as many starts as a batch has; None: it is not measured.
         draws: noise and random signs of draw i, in place of those from ``seed``.
         job: progress and resumption; its ``total`` should be ``cost(...)``.
@@ -98,6 +99,7 @@ def measure_statistics(
     check_choice("per", per, ("channel", "element", "scalar"))
     check_choice("derivative", derivative, tuple(EVALUATIONS))
     check_integer("batch", batch, 1, 4096)
+    check_integer("smoothing", smoothing, 0, 1000)
     lam, total = np.asarray(lambdas, np.float64), len(samples) if count is None else count
     if len(samples) < 1 or total < 2:
         raise CalibrationError(f"statistics need at least 2 samples, got {total if len(samples) else 0}")
@@ -138,14 +140,14 @@ def measure_statistics(
                 job.advance(EVALUATIONS[HOW[how]] * len(chosen), done, _curves(sums))
             level = 0
         terms = total * int(np.prod(like.shape)) // int(np.prod(shape))
-        statistics = Statistics.from_sums(lam, sums, terms, {})
+        statistics = Statistics.from_sums(lam, sums, terms, {"smoothing": smoothing})
         gain = None if check is None else _gain(denoiser, check, statistics, [draw(total + i, like)[0] for i in range(batch)])
         if check is not None:
             job.advance(held_out.cost(_compared(check, None), check, batch), _state(sums, total, 0, how), _curves(sums))
     meta: dict[str, Any] = {
         "method": "dpm_solver_v3", "guidance": float(guidance), "samples": total, "seeds": [seed], "derivative": HOW[how],
         "per": per, "shape": list(like.shape), "points": len(lam), "lambda": [float(lam[0]), float(lam[-1])],
-        "rounded": rounded, "half_precision": half_precision,
+        "rounded": rounded, "half_precision": half_precision, "smoothing": smoothing,
     }
     return replace(statistics, meta={**meta, "terms": terms, **({} if gain is None else {"gain": gain})}).calibration()
 

@@ -87,7 +87,7 @@ class Statistics:
     @classmethod
     def from_sums(cls, lambda_: np.ndarray, sums: torch.Tensor, terms: int, meta: Mapping[str, Any]) -> Statistics:
         """From the sums over samples (see ``sums``)."""
-        found = derive(lambda_, sums, terms)
+        found = derive(lambda_, sums, terms, int(meta.get("smoothing", 0)))
         return cls(lambda_, found.l, found.s, found.b, {**meta, "terms": terms}, sums, terms)
 
     def calibration(self, model: Fingerprint | None = None) -> Calibration:
@@ -98,7 +98,9 @@ class Statistics:
     @cached_property
     def moments(self) -> torch.Tensor | None:
         """E f, E f', E f^2, E f f' [N+1, 4, ...], or None where the sums are not known."""
-        return None if self.sums is None else derive(self.lambda_, self.sums, self.terms).moments
+        if self.sums is None:
+            return None
+        return derive(self.lambda_, self.sums, self.terms, int(self.meta.get("smoothing", 0))).moments
 
     def clamped(self, s_max: float) -> Statistics:
         """With |s| at most ``s_max`` and b to match; raises CalibrationError without the sums."""

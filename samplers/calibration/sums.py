@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 NAMES = ("vJv", "X", "Y", "T", "XX", "XY", "YY", "XT", "YT", "vv")  # v: the probe of the Jacobian J
-SMOOTH = 5  # l' is averaged over so many grid points on either side, as published
 CONSTANT = 1e-8  # relative variance of f below which the slope of f over f means nothing
 
 
@@ -49,15 +48,15 @@ def terms_of(
     return torch.stack([q.sum((0, *axes), keepdim=True)[0] for q in products])
 
 
-def derive(lambda_: np.ndarray, sums: torch.Tensor, terms: int) -> Derived:
+def derive(lambda_: np.ndarray, sums: torch.Tensor, terms: int, smoothing: int = 0) -> Derived:
     """The statistics from ``sums`` [N+1, 10, ...] over ``terms`` terms each, at the rising ``lambda_`` [N+1].
 
-    Where f hardly varies, the model is linear there: s is 0 and b is E f'.
+    Where f hardly varies, the model is linear there: s is 0 and b is E f'. ``smoothing``: see ``slope_of``.
     """
     vJv, vv = sums[:, 0], sums[:, 9]
     X, Y, T, XX, XY, YY, XT, YT = (sums[:, i] / terms for i in range(1, 9))
     l = 1 - vJv / vv
-    l_d = smoothed_slope(lambda_, l)
+    l_d = slope_of(lambda_, l, smoothing)
     k = torch.from_numpy(part_of_x(lambda_)).reshape(-1, *(1,) * (l.ndim - 1))
     a = 1 - l
     p, q = a - k, a * (1 - k) + l_d  # f = pX - Y, f' = -qX + aY - T
@@ -71,10 +70,14 @@ def derive(lambda_: np.ndarray, sums: torch.Tensor, terms: int) -> Derived:
     return Derived(l, l_d, s, f_d - s * f, torch.stack([f, f_d, ff, ff_d], 1))
 
 
-def smoothed_slope(lambda_: np.ndarray, l: torch.Tensor) -> torch.Tensor:
-    """The slope of ``l`` [N+1, ...] over lambda: central differences, then a moving mean that is cut off at the ends."""
+def slope_of(lambda_: np.ndarray, l: torch.Tensor, smoothing: int) -> torch.Tensor:
+    """The slope of ``l`` [N+1, ...] over lambda: central differences, then a moving mean over as far as ``smoothing`` points of
+    a uniform grid reach on either side, cut off at the ends.
+
+    Published is 5, for draws that are new at every level. With the same draws at all levels l is smooth by itself, and the
+    mean only blurs it: on wide grids enough to spoil b.
+    """
     slope, cells = np.gradient(l.numpy(), lambda_, axis=0), len(lambda_) - 1
-    # as many neighbours as published on uniform grids of 120 points and more, and the same share of coarser ones
-    reach = (min(SMOOTH, cells // 24) + 0.5) * (lambda_[-1] - lambda_[0]) / cells
+    reach = (smoothing + 0.5) * (lambda_[-1] - lambda_[0]) / cells
     means = [slope[np.abs(lambda_ - centre) < reach].mean(0) for centre in lambda_]
     return torch.from_numpy(np.stack(means))

@@ -308,5 +308,5 @@ def test_correctors_that_act_on_predictions_are_refused_with_the_reason():
         recipe.corrected("unic").resolve(frames.edm(), [5.0, 2.0, 1.0, 0.5, 0.0])
     with pytest.raises(PlanError, match="one coefficient per channel"):
         recipe.corrected("time_shift").resolve(frames.edm(), [5.0, 2.0, 1.0, 0.5, 0.0])
-    with pytest.raises(OptionError, match="save it as a calibration file"):
+    with pytest.raises(OptionError, match="save the calibration and give its reference"):
         recipe.to_json()
