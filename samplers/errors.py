@@ -38,6 +38,10 @@ class AdapterError(FewStepError):
     """An adapter file (LoRA and its relatives) that cannot be read, does not fit the model, or would lose keys."""
 
 
+class TrainingError(FewStepError):
+    """A training run that cannot go on, or a file of one that cannot be used."""
+
+
 class CalibrationWarning(UserWarning):
     """A calibration may not suit what it is used for; sampling goes on."""
 
