@@ -80,6 +80,17 @@ def neighbours(latents: Tensor, train: Tensor) -> np.ndarray:
     return distances
 
 
+def quality(drawn: Tensor, classes: Tensor, held: np.ndarray, held_labels: np.ndarray) -> dict[str, Any]:
+    """Share recognised as the class asked for, over all and per class, and the two distances to held-out features."""
+    right = (classifier.load().predict(drawn) == classes).float()
+    found, labels = features(drawn), classes.numpy()
+    return {
+        "accuracy": right.mean().item(),
+        "accuracy_per_class": [right[classes == digit].mean().item() for digit in range(10)],
+        "fd_half": halves(held, held_labels, found, labels), "fd_whole": whole(held, held_labels, found, labels),
+    }
+
+
 def measure(steps: int, seed: int, solver: str) -> dict[str, Any]:
     """All numbers: ``real`` (reference values) and one entry of ``models`` per form and guidance."""
     train_part, held_part = data.load()
@@ -108,13 +119,9 @@ def measure(steps: int, seed: int, solver: str) -> dict[str, Any]:
             begin = time.monotonic()
             drawn = sample(model, classes, steps=steps, guidance=guidance, seed=seed, solver=solver)
             seconds = time.monotonic() - begin
-            right = classifier.load().predict(drawn) == classes
-            drawn_features, near = features(drawn), neighbours(drawn, train)
+            near = neighbours(drawn, train)
             rows.append({
-                "form": form, "guidance": guidance, "accuracy": right.float().mean().item(),
-                "accuracy_per_class": [right[classes == digit].float().mean().item() for digit in range(10)],
-                "fd_half": halves(*real_held, drawn_features, classes.numpy()),
-                "fd_whole": whole(*real_held, drawn_features, classes.numpy()),
+                "form": form, "guidance": guidance, **quality(drawn, classes, *real_held),
                 "nearest_median": float(np.median(near)), "below_held_out_1_percent": float((near < threshold).mean()),
                 "latent_std": drawn.std().item(), "seconds": seconds,
             })

@@ -12,11 +12,17 @@ from .errors import WeightsError
 from .vae import LATENT_MEAN, LATENT_STD
 
 FOLDER = Path(__file__).parent / "weights"
+LORAS = FOLDER / "loras"
 
 
 def path_of(kind: str) -> Path:
     """Where the shipped weights of a form ("eps", "v", "flow") or of the "classifier" lie."""
     return FOLDER / ("classifier.safetensors" if kind == "classifier" else f"digits_{kind}.safetensors")
+
+
+def lora_path(name: str) -> Path:
+    """Where the shipped LoRA ``name`` lies."""
+    return LORAS / f"{name}.safetensors"
 
 
 def save(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:

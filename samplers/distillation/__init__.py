@@ -2,19 +2,20 @@
 
 A model is distilled by three networks that share one denoiser signature ``D(x, t, prompts) -> x_0``: the teacher (the base
 model), the student (the base with the LoRA being trained) and a critic that follows the student's outputs. An objective
-says what to draw and what to lower; `Trainer` knows only the `Objective` protocol. See ``docs/distillation.md``.
+says what to draw and what to lower; `Trainer` knows only the `Objective` protocol.
 """
 
 from .dmd2 import DMD2
 from .lora import LowRank, read_metadata, switched
-from .objective import EMPTY, Batch, Context, Denoiser, Objective, guided
+from .objective import EMPTY, Batch, Context, Denoiser, Draws, Objective, guided
+from .optimiser import Optimiser
 from .preference import ddim_posterior, log_prob, preference_loss, renoise_step
 from .table import TimeTable, denoiser_on
 from .tdm import TDM
-from .trainer import Optimiser, Trainer, TrainSettings
+from .trainer import Trainer, TrainingProgress, TrainSettings
 
 __all__ = [
-    "Batch", "Context", "DMD2", "Denoiser", "EMPTY", "LowRank", "Objective", "Optimiser", "TDM", "TimeTable",
-    "TrainSettings", "Trainer", "ddim_posterior", "denoiser_on", "guided", "log_prob", "preference_loss", "read_metadata",
-    "renoise_step", "switched",
+    "Batch", "Context", "DMD2", "Denoiser", "Draws", "EMPTY", "LowRank", "Objective", "Optimiser", "TDM", "TimeTable",
+    "TrainSettings", "Trainer", "TrainingProgress", "ddim_posterior", "denoiser_on", "guided", "log_prob", "preference_loss",
+    "read_metadata", "renoise_step", "switched",
 ]

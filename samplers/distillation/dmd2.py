@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError, check_integer, check_range
-from .objective import Batch, Context, Need, States, guided, per_sample
+from .objective import Batch, Context, Need, States, guided, per_sample, preset
 from .table import TimeTable
 
 LEAST_TIME, MOST_TIME = 0.02, 0.98  # of the table: range of the diffusion time in the student's update
@@ -56,7 +56,7 @@ class DMD2:
         check_integer("ratio", self.ratio, 1, 1000)
         check_range("guidance", self.guidance, 0.0, 100.0)
         if not self.times or self.times[-1] < 0 or any(b >= a for a, b in zip(self.times, self.times[1:], strict=False)):
-            raise OptionError(f"times {list(self.times)}: expected table indices that fall, 0 or more, for example 999 749 499 249")
+            raise OptionError(f"times {list(self.times)}: expected table indices that fall, such as 999 749 499 249")
 
     def requirements(self) -> frozenset[Need]:
         return frozenset({"prompts", "critic"})
@@ -65,10 +65,7 @@ class DMD2:
         return ("critic", "student") if step % self.ratio == 0 else ("critic",)
 
     def preset(self) -> dict[str, Any]:
-        return {
-            "method": "dmd2", "timesteps": list(self.times), "guidance": self.guidance, "update": "renoise",
-            "settings": asdict(self),
-        }
+        return preset("dmd2", list(self.times), "renoise", asdict(self))
 
     def roll(self, batch: Batch, ctx: Context) -> States:
         """``x`` [B, ...] at ``t`` [B]: n student steps from noise, n drawn once for the batch."""

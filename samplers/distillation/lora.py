@@ -83,7 +83,8 @@ class LowRank:
         def add(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
             if not self.enabled:
                 return None
-            return output + (self.alpha / self.rank * pair(layer, inputs[0])).to(output.dtype)
+            change: Tensor = self.alpha / self.rank * pair(layer, inputs[0])
+            return output + change.to(output.dtype)
 
         return add
 
@@ -134,23 +135,27 @@ class LowRank:
         path = Path(path)
         try:
             with safe_open(path, "pt") as file:
-                tensors = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"{path.name} is not a readable safetensors file: {error}") from error
-        names = [key.removesuffix(".lora_down.weight") for key in tensors if key.endswith(".lora_down.weight")]
-        if not names or len(tensors) != 3 * len(names):
+        end = ".lora_down.weight"
+        names = [key[len(prefix) : -len(end)] for key in tensors if key.startswith(prefix) and key.endswith(end)]
+        wanted = {f"{prefix}{name}.{part}" for name in names for part in ("lora_down.weight", "lora_up.weight", "alpha")}
+        if not names or wanted != set(tensors):
             raise TrainingError(f"{path.name} does not hold lora_down, lora_up and alpha of each layer under {prefix!r}")
-        first = tensors[f"{names[0]}.lora_down.weight"]
-        match = f"^({'|'.join(map(re.escape, names))})$"
-        made = cls(network, len(first), alpha=float(tensors[f"{names[0]}.alpha"]), match=match)
-        for key, parameter in made.parameters.items():
-            name, part = key.rsplit(".", 1)
-            value = tensors.pop(f"{name}.lora_{part}.weight")
-            if value.shape != parameter.shape or float(tensors.pop(f"{name}.alpha", made.alpha)) != made.alpha:
-                raise TrainingError(f"{path.name}: {name} has shape {list(value.shape)}, the network needs {list(parameter.shape)}")
-            parameter.data.copy_(value)
-        if tensors:
-            raise TrainingError(f"{path.name} holds layers that the network has not: {', '.join(sorted(tensors)[:5])}")
+        unknown = sorted(set(names) - {name for name, _ in network.named_modules()})
+        if unknown:
+            raise TrainingError(f"{path.name} holds layers that the network has not: {', '.join(unknown[:5])}")
+        first = f"{prefix}{names[0]}"
+        made = cls(
+            network, len(tensors[first + end]), alpha=float(tensors[f"{first}.alpha"]),
+            match=f"^({'|'.join(map(re.escape, names))})$",
+        )
+        for key, value in made.tensors(prefix=prefix).items():
+            if tensors[key].shape != value.shape or (value.ndim == 0 and tensors[key] != value):
+                made.remove()
+                raise TrainingError(f"{path.name}: {key} is {list(tensors[key].shape)}, the network needs {list(value.shape)}")
+            value.copy_(tensors[key])
         return made
 
 

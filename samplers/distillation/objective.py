@@ -92,8 +92,18 @@ class Objective(Protocol):
         ...
 
     def preset(self) -> dict[str, Any]:
-        """What a loader must know of the finished LoRA: method, timesteps, guidance, update, and the settings."""
+        """What a loader must know of the finished LoRA; see `preset`."""
         ...
+
+
+def preset(method: str, times: list[int], update: Literal["ddim", "renoise", "x0"], settings: dict[str, Any]) -> dict[str, Any]:
+    """Facts for the header of a LoRA file: trained ``times`` (table indices, noise first), the sampler's ``update`` and the
+    guidance to sample with (1: what was trained in, ``guidance`` of the settings, is not to be added again).
+    """
+    return {
+        "method": method, "steps": len(times), "times": times, "update": update, "cfg": 1, "guidance": settings["guidance"],
+        "objective": settings,
+    }
 
 
 def guided(teacher: Denoiser, x: Tensor, t: Tensor, prompts: Tensor, guidance: float) -> Tensor:

@@ -6,6 +6,7 @@ difference of teacher and critic on re-noised student states is the direction in
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError, check_integer, check_range
-from .objective import Batch, Context, Need, States, guided, per_sample
+from .objective import Batch, Context, Need, States, guided, per_sample, preset
 from .table import TimeTable
 
 SNR_CAP = 5.0
@@ -103,9 +104,7 @@ class TDM:
         return ("critic", "student")
 
     def preset(self) -> dict[str, Any]:
-        return {
-            "method": "tdm", "timesteps": self.times, "guidance": self.guidance, "update": "ddim", "settings": asdict(self),
-        }
+        return preset("tdm", self.times, "ddim", asdict(self))
 
     def interval(self, i: Tensor) -> tuple[Tensor, Tensor]:
         """(t_g, t_m) of step ``i`` in 1..steps: where the student is evaluated, and where its step ends."""
@@ -115,7 +114,7 @@ class TDM:
         """``states`` [steps, B, ...]: the states entering step i = 1, ..., ``steps`` (the last one is the start)."""
         x, times = batch.start, self.times
         states = [x]
-        for t, t_next in zip(times, times[1:], strict=False):
+        for t, t_next in itertools.pairwise(times):
             x_0 = ctx.student(x, torch.full((len(x),), t), batch.prompts)
             x = ctx.table.ddim(x, x_0, t, t_next)
             states.insert(0, x)

@@ -19,8 +19,6 @@ from ..plan_io import write_atomically
 from .objective import Batch, Context, Objective
 from .optimiser import Optimiser, Updater
 
-__all__ = ["Optimiser", "TrainSettings", "Trainer", "TrainingProgress"]
-
 FORMAT = 1
 MOST_FAILURES = 20
 STUDENT = "student"
@@ -176,8 +174,8 @@ class Trainer:
         tensors |= {f"generator/{key}": g.get_state() for key, g in self.context.draws.generators.items()}
         tensors["history"] = torch.tensor(self.history, dtype=torch.float64)
         header = {"format": FORMAT, "step": self.step, "failures": self.failures, "facts": self.facts()}
-        content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"fewstep_training": json.dumps(header)})
-        write_atomically(Path(path), content)
+        stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        write_atomically(Path(path), save(stored, {"fewstep_training": json.dumps(header)}))
 
     def resume(self, path: str | Path) -> None:
         """Goes on from a checkpoint; the result is bit for bit that of an unbroken run.
