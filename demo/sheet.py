@@ -1,50 +1,81 @@
-"""Draw the sample sheet: ``python -m fewstep.demo.sheet`` writes demo/samples.png."""
+"""Draw the sample sheets: ``python -m fewstep.demo.sheet`` writes demo/samples.png and demo/distilled.png."""
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import FORMS, data
+from .distilled import load_distilled, names
 from .model import load
-from .sampling import sample
+from .sampling import draw, sample
 from .vae import decode
 
 COLUMNS = 8
+Block = tuple[str, Tensor]
 
 
-def main() -> None:
-    """One block per form and one of held-out real digits: a row per class, no sample chosen or left out."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=str(Path(__file__).parent / "samples.png"))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+def form_blocks(classes: Tensor, steps: int, guidance: float, seed: int) -> list[Block]:
+    """Each form by many steps, and held-out real digits."""
+    held = data.load()[1]
+    real = torch.cat([held.latents()[held.labels == digit][:COLUMNS] for digit in range(10)])
+    drawn = [(f"{form}: {steps} DDIM steps, guidance {guidance:g}",
+              sample(load(form), classes, steps=steps, guidance=guidance, seed=seed)) for form in FORMS]
+    return [*drawn, ("real, held out", real)]
 
+
+def lora_blocks(classes: Tensor, seed: int) -> list[Block]:
+    """Each LoRA at its own steps, and its base with as many and with twice as many."""
+    shipped = {name: load_distilled(name) for name in names()}
+    blocks = []
+    for form, guidance in sorted({(d.model.form, d.guidance) for d in shipped.values()}):
+        for name, d in shipped.items():
+            if (d.model.form, d.guidance) == (form, guidance):
+                blocks.append((f"{name}: {d.plan.nfe} calls", draw(d.model, d.plan, classes, seed=seed)))
+        for steps in (4, 8):
+            drawn = sample(load(form), classes, steps=steps, guidance=guidance, seed=seed, solver="dpm_solver_multistep")
+            calls = steps * (1 if guidance == 1.0 else 2)
+            blocks.append((f"{form} alone: DPM-Solver++ 2M, {steps} steps, guidance {guidance:g}: {calls} calls", drawn))
+    return blocks
+
+
+def save_sheet(blocks: list[Block], path: Path, across: int) -> None:
+    """One block of latents [10 * COLUMNS, 4, 8, 8] beside another: a row per class, no sample chosen or left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    classes = torch.arange(10).repeat_interleave(COLUMNS)
-    held = data.load()[1]
-    real = torch.cat([held.latents()[held.labels == digit][:COLUMNS] for digit in range(10)])
-    blocks = [(f"{form}: {args.steps} DDIM steps, guidance {args.guidance:g}",
-               sample(load(form), classes, steps=args.steps, guidance=args.guidance, seed=args.seed)) for form in FORMS]
-    figure, axes = plt.subplots(2, 2, figsize=(13, 16), constrained_layout=True)
-    for axis, (title, latents) in zip(axes.flat, [*blocks, ("real, held out", real)], strict=True):
+    down = math.ceil(len(blocks) / across)
+    figure, axes = plt.subplots(down, across, figsize=(6.5 * across, 8 * down), constrained_layout=True, squeeze=False)
+    for axis, (title, latents) in zip(axes.flat, blocks, strict=True):
         pictures = decode(latents).numpy()[..., 0].reshape(10, COLUMNS, 64, 64)
         padded = np.pad(pictures, ((0, 0), (0, 0), (2, 2), (2, 2)), constant_values=0.35)
         axis.imshow(padded.transpose(0, 2, 1, 3).reshape(10 * 68, COLUMNS * 68), cmap="gray", vmin=0, vmax=1)
-        axis.set_title(title)
+        axis.set_title(title, fontsize=10)
         axis.set_yticks(34 + 68 * np.arange(10), [str(digit) for digit in range(10)])
         axis.set_ylabel("class")
         axis.set_xticks(34 + 68 * np.arange(COLUMNS), [str(column + 1) for column in range(COLUMNS)])
         axis.set_xlabel("sample")
-    figure.savefig(args.out, dpi=75)
+    figure.savefig(path, dpi=75)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Both sheets, from the same noise throughout."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default=str(Path(__file__).parent), help="folder for samples.png and distilled.png")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    classes = torch.arange(10).repeat_interleave(COLUMNS)
+    save_sheet(form_blocks(classes, args.steps, args.guidance, args.seed), Path(args.out) / "samples.png", 2)
+    save_sheet(lora_blocks(classes, args.seed), Path(args.out) / "distilled.png", 4)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def renoised(table: TimeTable, x_0: Tensor, t: int | Tensor, z: Tensor) -> Tenso
 
 
 def matching_gradient(x_0: Tensor, real: Tensor, critic: Tensor) -> Tensor:
-    """(critic - real)/mean |x_0 - real| per sample (DMD2, eq. 3 and the normaliser of DMD, eq. 8); NaN becomes 0."""
+    """(critic - real)/mean |x_0 - real| per sample, DMD's gradient and normaliser; NaN becomes 0."""
     return torch.nan_to_num((critic - real) / per_sample((x_0 - real).abs()))
 
 

@@ -74,7 +74,8 @@ class LowRank:
             if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and re.search(match, name):
                 if getattr(layer, "groups", 1) != 1 or getattr(layer, "padding_mode", "zeros") != "zeros":
                     raise OptionError(f"the layer {name} is a grouped or specially padded convolution; exclude it by match")
-                self._pairs[name] = _Pair(layer, rank, generator)
+                with torch.inference_mode(False):  # a host's inference mode must not make them untrainable
+                    self._pairs[name] = _Pair(layer, rank, generator)
                 self._handles.append(layer.register_forward_hook(self._hook(self._pairs[name])))
         if not self._pairs:
             raise OptionError(f"no linear or convolution layer of the network has a name that {match!r} matches")

@@ -31,7 +31,8 @@ class TimeTable:
         if frame.scaling == "unit" or frame.time.t_max != 1.0:
             raise ScheduleError("training needs the model's own frame, VP or flow, with a time from 0 to 1")
         t = np.arange(1, steps + 1) / steps
-        return cls(torch.as_tensor(frame.alpha(t)), torch.as_tensor(frame.sigma(t)))
+        with torch.inference_mode(False):  # tensors of a host that infers could not be multiplied with a gradient
+            return cls(torch.as_tensor(frame.alpha(t)), torch.as_tensor(frame.sigma(t)))
 
     def at(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at index ``t`` (one, or int64 [B]) in the dtype and on the device of ``x``, shaped to broadcast."""

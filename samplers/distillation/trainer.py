@@ -90,7 +90,8 @@ class Trainer:
         self.step = self.failures = 0
         self.history: list[list[float]] = []
         self._updaters = {name: Updater(settings.optimisers[name], tensors) for name, tensors in networks.items()}
-        self.average = {name: p.detach().clone() for name, p in networks[STUDENT].items()}
+        with torch.inference_mode(False):
+            self.average = {name: p.detach().clone() for name, p in networks[STUDENT].items()}
 
     def run(
         self, *, checkpoint: Path | None = None, save_every: int = 500,
@@ -107,7 +108,7 @@ class Trainer:
             Interrupted: ``should_stop`` said so.
             TrainingError: the 20th update whose loss or gradient was not finite (each is skipped).
         """
-        # a host may run its nodes without gradients
+        # a host may run its nodes without gradients; tensors made in its inference mode could not be trained
         with torch.inference_mode(False), torch.enable_grad():
             while self.step < self.settings.iterations:
                 if should_stop is not None and should_stop():

@@ -18,6 +18,7 @@ from fewstep.samplers.distillation import (
     guided,
     preference_loss,
 )
+from fewstep.samplers.distillation.hipa import high_pass, hipa_loss
 from fewstep.samplers.distillation.objective import Draws
 from fewstep.samplers.distillation.tdm import importance, jump
 from fewstep.samplers.errors import OptionError, ScheduleError
@@ -209,3 +210,22 @@ def test_preference_loss_of_trajectories():
     torch.testing.assert_close(loss.detach(), torch.log1p(torch.exp(-50.0 * margins)).mean())
     gradient = torch.autograd.grad(loss, win)[0]
     assert gradient[1, 1] == 0 and (gradient[0] != 0).all()
+
+
+def test_high_pass_keeps_what_lies_above_the_radius():
+    n = torch.arange(16, dtype=torch.float64)
+    low, high = torch.cos(2 * np.pi * n / 16), torch.cos(2 * np.pi * 6 * n / 16)  # 1/8 and 6/8 of the highest frequency
+    image = 3.0 + low[:, None] + high[None, :]
+    torch.testing.assert_close(high_pass(image), high[None, :].expand(16, 16), atol=1e-12, rtol=0)
+    torch.testing.assert_close(high_pass(image, 0.0), image - 3.0, atol=1e-12, rtol=0)
+    assert high_pass(torch.zeros(2, 3, 5, 7, dtype=torch.float16)).dtype == torch.float16
+
+
+def test_hipa_loss_has_two_terms():
+    n = torch.arange(16, dtype=torch.float64)
+    teacher = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
+    smooth = teacher + torch.cos(2 * np.pi * n / 16)
+    sharp = teacher + torch.cos(2 * np.pi * 6 * n / 16)
+    assert hipa_loss(smooth, teacher, weight=3.0).item() == pytest.approx(0.5)
+    assert hipa_loss(sharp, teacher, weight=3.0).item() == pytest.approx(0.5 + 3 * 0.5)
+    assert hipa_loss(sharp, teacher, perceptual=lambda a, b: a.new_tensor(7.0)).item() == pytest.approx(7.5)

@@ -1,0 +1,141 @@
+"""The shipped LoRAs: what their files say, what they draw in 4 calls, and that the script trains them resumably."""
+
+import csv
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from fewstep.demo import classifier, data, distill, distilled, measure, measure_distilled, model, schedule, text, weights
+from fewstep.demo.errors import DemoError
+from fewstep.samplers.calibration.fingerprint import Fingerprint
+from fewstep.samplers.errors import Interrupted
+from safetensors.torch import load_file
+
+NAMES = [job.name for job in distill.JOBS]
+
+
+def test_every_job_is_shipped():
+    assert distilled.names() == sorted(NAMES)
+    with pytest.raises(DemoError, match="the demo has the LoRAs digits_eps_dmd2"):
+        distilled.load_distilled("none")
+
+
+@pytest.mark.parametrize("job", distill.JOBS, ids=NAMES)
+def test_files_say_what_they_are(job):
+    loaded = distilled.load_distilled(job.name)
+    facts = loaded.facts
+    assert json.loads(facts["training"]) == asdict(job) and facts["method"] == job.method
+    assert facts["base"] == f"digits_{job.form}" and loaded.guidance == job.guidance == float(facts["guidance"])
+    assert json.loads(facts["times"]) == json.loads(facts["timesteps"]) == [999, 749, 499, 249]
+    assert (facts["steps"], facts["cfg"], facts["rank"], facts["alpha"]) == ("4", "1", "8", "8.0")
+    assert facts["update"] == {"tdm": "ddim", "dmd2": "renoise"}[job.method]
+    base = model.load(job.form)
+    state = {f"diffusion_model.{name}": value for name, value in base.net.state_dict().items()}
+    stated = Fingerprint.from_data(json.loads(facts["base_fingerprint"]))
+    assert stated.difference(Fingerprint.of(state)) is None
+    for other in set(model.FORMS) - {job.form}:
+        wrong = {f"diffusion_model.{name}": value for name, value in model.load(other).net.state_dict().items()}
+        assert "weights differ" in stated.difference(Fingerprint.of(wrong))
+    # the sampler's levels are the trained steps of the model's own table, and then zero
+    levels = [node.sigma for node in loaded.plan.nodes]
+    if job.form == "flow":
+        np.testing.assert_allclose(levels, [1.0, 0.75, 0.5, 0.25, 0.0], atol=1e-12)
+    else:
+        np.testing.assert_allclose(levels[:-1], [14.614641, 4.081729, 1.612886, 0.693205], rtol=1e-6)
+    assert weights.lora_path(job.name).stat().st_size < 2**19
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_merged_weights_do_the_same(name):
+    """W + alpha/rank * up @ down, as every loader merges it, against the forward addition."""
+    loaded = distilled.load_distilled(name)
+    base = model.load(loaded.model.form)
+    net = model.DemoNet(**base.net.settings).eval().requires_grad_(False)
+    net.load_state_dict(base.net.state_dict())
+    tensors = load_file(weights.lora_path(name))
+    layers = {key.removesuffix(".alpha") for key in tensors if key.endswith(".alpha")}
+    assert len(tensors) == 3 * len(layers)
+    for layer in layers:
+        down, up, alpha = (tensors[f"{layer}.{part}"].float() for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        weight = net.get_parameter(f"{layer.removeprefix('diffusion_model.')}.weight")
+        weight += alpha / len(down) * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    x, t = torch.randn(4, 4, 8, 8), torch.tensor([999.0, 749.0, 499.0, 249.0])
+    context = text.context_of(torch.tensor([0, 3, 9, 10]))
+    merged, plain = net(x, t, context), base.net(x, t, context)
+    assert torch.allclose(merged, loaded.model.net(x, t, context), atol=1e-4) and not torch.allclose(merged, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "_tdm_" in n])
+def test_four_calls_are_as_good_as_eight_steps_of_the_base(name):
+    """Half the steps, at equal guidance; 720 pictures. The shipped table has more samplers and pictures."""
+    loaded = distilled.load_distilled(name)
+    held = data.load()[1]
+    classes, real = held.labels.repeat(2), (measure.features(held.latents()), held.labels.numpy())
+    base = model.load(loaded.model.form)
+    found = measure.quality(measure_distilled.draw(loaded.model, loaded.plan, classes, seed=1), classes, *real)
+    plan = measure_distilled.base_plan(base, "dpm_solver_multistep", {"order": 2}, "uniform_t", 8)
+    wanted = measure.quality(measure_distilled.draw(base, plan, classes, guidance=loaded.guidance, seed=1), classes, *real)
+    assert found["accuracy"] >= wanted["accuracy"] - 0.005
+    # three deviations of the distance's own spread over draws
+    assert found["fd_whole"][0] <= wanted["fd_whole"][0] + 3 * wanted["fd_whole"][1]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "_dmd2_" in n])
+def test_renoising_draws_digits(name):
+    loaded = distilled.load_distilled(name)
+    classes = torch.arange(10).repeat(12)
+    drawn = measure_distilled.draw(loaded.model, loaded.plan, classes, seed=1)
+    assert (classifier.load().predict(drawn) == classes).float().mean() >= 0.95
+    again = measure_distilled.draw(loaded.model, loaded.plan, classes, seed=1, batch=50)
+    assert torch.allclose(drawn, again, atol=1e-3)
+
+
+@pytest.mark.parametrize("job", [j for j in distill.JOBS if j.guidance == 2], ids=lambda j: j.name)
+def test_the_script_trains_resumably(tmp_path, monkeypatch, job):
+    monkeypatch.setattr(weights, "LORAS", tmp_path / "loras")
+    monkeypatch.setattr(distill, "LOGS", tmp_path)
+    monkeypatch.setattr(distill, "LOG_EVERY", 2)
+    job = replace(job, iterations=4, batch=4)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    distill.train(job, tmp_path / "a", [])
+    path = weights.lora_path(job.name)
+    whole = path.read_bytes()
+    path.unlink()
+    trainer, _ = distill.make(job)
+    with pytest.raises(Interrupted, match="after 3 iterations"):
+        trainer.run(checkpoint=tmp_path / "b" / f"{job.name}.safetensors", should_stop=lambda: trainer.step == 3)
+    with pytest.raises(Interrupted, match="after 3 iterations"):
+        distill.train(job, tmp_path / "b", [2])
+    distill.train(job, tmp_path / "b", [])
+    assert path.read_bytes() == whole
+    with open(tmp_path / f"distillation_log_{job.name}.csv") as file:
+        assert [row["iteration"] for row in csv.DictReader(file)] == ["2", "4"]
+
+
+@pytest.mark.parametrize("job", distill.JOBS, ids=NAMES)
+def test_shipped_logs_belong_to_the_shipped_files(job):
+    with open(distill.LOGS / f"distillation_log_{job.name}.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[-1]["iteration"] == str(job.iterations)
+    assert float(rows[-1]["student_loss"]) < float(rows[0]["student_loss"])
+
+
+@pytest.mark.parametrize("form", ["eps", "v", "flow"])
+@torch.no_grad()
+def test_training_denoiser_is_the_samplers(form):
+    """The trainer's D(x, t, prompts) and the host-like D(x, sigma) agree at the same state."""
+    loaded = model.load(form)
+    denoise, table = distill.denoiser(loaded, loaded.net), distill.table_of(loaded)
+    t, prompts = torch.tensor([0, 249, 749, 999]), torch.tensor([1, 2, 3, -1])
+    x = torch.randn(4, 4, 8, 8)
+    context = text.context_of(torch.where(prompts < 0, 10, prompts))
+    if form == "flow":
+        state, level = x, table.sigma[t].float()
+    else:
+        level = torch.from_numpy(schedule.k_sigmas(schedule.alphas_cumprod())[t]).float()
+        state = x / table.at(t, x)[0]
+    torch.testing.assert_close(denoise(x, t, prompts), loaded.denoiser(context)(state, level), rtol=1e-3, atol=1e-3)
