@@ -177,8 +177,6 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     torch.set_num_threads(args.threads)
-    work = Path(args.work)
-    work.mkdir(parents=True, exist_ok=True)
     stop: list[int] = []
     # The handler only notes the wish; the loop obeys between two iterations.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -186,7 +184,7 @@ def main() -> None:
     try:
         for job in JOBS:
             if not args.names or job.name in args.names:
-                train(job, work, stop)
+                train(job, Path(args.work), stop)
     except Interrupted as error:
         print(f"{error}; start again to go on", flush=True)
 

@@ -169,14 +169,22 @@ class Trainer:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Writes everything needed to go on, as one safetensors file that appears whole or not at all."""
+        """Writes everything needed to go on, as one safetensors file that appears whole or not at all.
+
+        Raises TrainingError where it cannot be written (a full disk, no rights).
+        """
+        path = Path(path)
         tensors = {f"{network}/{key}": value for network, u in self._updaters.items() for key, value in u.state().items()}
         tensors |= {f"average/{key}": value for key, value in self.average.items()}
         tensors |= {f"generator/{key}": g.get_state() for key, g in self.context.draws.generators.items()}
         tensors["history"] = torch.tensor(self.history, dtype=torch.float64)
         header = {"format": FORMAT, "step": self.step, "failures": self.failures, "facts": self.facts()}
         stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        write_atomically(Path(path), save(stored, {"fewstep_training": json.dumps(header)}))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, save(stored, {"fewstep_training": json.dumps(header)}))
+        except OSError as error:
+            raise TrainingError(f"{path.name} could not be written to {path.parent}: {error.strerror or error}") from error
 
     def resume(self, path: str | Path) -> None:
         """Goes on from a checkpoint; the result is bit for bit that of an unbroken run.

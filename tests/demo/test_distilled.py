@@ -99,8 +99,6 @@ def test_the_script_trains_resumably(tmp_path, monkeypatch, job):
     monkeypatch.setattr(distill, "LOGS", tmp_path)
     monkeypatch.setattr(distill, "LOG_EVERY", 2)
     job = replace(job, iterations=4, batch=4)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
     distill.train(job, tmp_path / "a", [])
     path = weights.lora_path(job.name)
     whole = path.read_bytes()

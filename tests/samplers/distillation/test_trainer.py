@@ -149,6 +149,12 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
         make().resume(tmp_path / "none.safetensors")
 
 
+def test_a_checkpoint_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError, match=r"run\.safetensors could not be written to .*file"):
+        make().run(checkpoint=tmp_path / "file" / "run.safetensors")
+
+
 def test_what_a_run_needs():
     with pytest.raises(OptionError, match="needs critic"):
         make(critic=False)
