@@ -3,13 +3,17 @@
 import errno
 import os
 
+import numpy as np
 import pytest
 import torch
 from fewstep.host.calibrate_command import NODES, Method, calibration_workflow
 from fewstep.host.embedded import EmbeddedHost
 from fewstep.host.errors import InterruptProcessingException, NodeExecutionError, WorkflowError
 from fewstep.host.executor import Executor
+from fewstep.samplers import Recipe, frames, grids, run
 from fewstep.samplers.calibration import store
+from fewstep.samplers.calibration.statistics import Statistics
+from fewstep.samplers.errors import FewStepError
 
 SMALL = {
     Method.moments: {"kind": "channel", "samples": 8, "range_samples": 1}, Method.ratios: {"samples": 2, "method": "line"},
@@ -130,18 +134,12 @@ def test_a_full_disk_leaves_nothing(folder, monkeypatch):
     assert not list((folder / "fewstep").glob("*"))
 
 
-def test_another_size_is_refused_where_it_matters(folder):
-    """Ratios and plans hold for every size; statistics per element do not, and say so when they sample."""
-    import numpy as np
-    from fewstep.samplers import Recipe, frames, grids, run
-    from fewstep.samplers.calibration.statistics import Statistics
-    from fewstep.samplers.errors import FewStepError
-
+def test_statistics_of_another_size_are_refused():
+    """Per element they hold for one size; ratios, plans and statistics per channel for all."""
     lam = np.linspace(-3.0, 3.0, 9)
-    one = np.ones((9, 4, 8, 8))
-    made = Statistics(lam, one, 0 * one, 0 * one)
+    one = torch.ones(9, 4, 8, 8, dtype=torch.float64)
     frame = frames.edm()
-    grid = grids.karras(frame, 5, end="zero", t_T=14.0, t_0=0.06)
-    plan = Recipe("dpm_solver_v3", {"statistics": made}).resolve(frame, grid)
-    with pytest.raises((FewStepError, RuntimeError)):
+    plan = Recipe("dpm_solver_v3", {"statistics": Statistics(lam, one, 0 * one, 0 * one)}).resolve(
+        frame, grids.karras(frame, 5, end="zero", t_T=14.0, t_0=0.06))
+    with pytest.raises(FewStepError, match="8"):
         run(plan, lambda x, s: x * 0, torch.randn(1, 4, 16, 16))
