@@ -3,6 +3,7 @@
 Needs COMFYUI_PATH (a checkout); COMFYUI_PYTHON names the Python that has ComfyUI's packages, if it is another one.
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -60,32 +61,45 @@ def numbers():
     return _numbers
 
 
-@pytest.fixture(scope="session")
-def comfy_folder(tmp_path_factory):
-    """The base directory of the real server."""
-    base = tmp_path_factory.mktemp("comfyui")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "few-step.pack").symlink_to(ROOT)
-    (base / "models" / "loras").mkdir(parents=True)
-    other = base / "custom_nodes" / "other_pack"  # with folders of the same names as the pack's
-    for folder in ("nodes", "samplers", "host"):
-        (other / folder).mkdir(parents=True)
-        (other / folder / "__init__.py").write_text(f"WHO = 'other {folder}'\n")
-    (other / "__init__.py").write_text(OTHER_PACK)
+def lay(base):
+    """A base directory of ComfyUI with the pack in it."""
+    (base / "custom_nodes").mkdir(exist_ok=True)
+    if not (base / "custom_nodes" / "few-step.pack").exists():
+        (base / "custom_nodes" / "few-step.pack").symlink_to(ROOT)
+    (base / "models" / "loras").mkdir(parents=True, exist_ok=True)
     return base
 
 
 @pytest.fixture(scope="session")
-def server(comfy_folder):
+def comfy_folder(tmp_path_factory):
+    """The base directory of the real server."""
+    return lay(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def comfy_server():
+    """comfy_server(folder) -> a context with a real server on that base directory."""
+
+    @contextlib.contextmanager
+    def start(folder):
+        path, python = comfyui()
+        lay(folder)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [python, str(INSIDE / "launch.py"), "--cpu", "--port", str(port), "--base-directory", str(folder),
+                   "--disable-api-nodes"]
+        with client.started(command, folder / "log.txt", {**os.environ, "COMFYUI_PATH": path}) as process:
+            yield client.Server(f"http://127.0.0.1:{port}", process)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(comfy_server, comfy_folder):
     """The real server."""
-    path, python = comfyui()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [python, str(INSIDE / "launch.py"), "--cpu", "--port", str(port), "--base-directory", str(comfy_folder),
-               "--disable-api-nodes"]
-    with client.started(command, comfy_folder / "log.txt", {**os.environ, "COMFYUI_PATH": path}) as process:
-        yield client.Server(f"http://127.0.0.1:{port}", process)
+    with comfy_server(comfy_folder) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
