@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..nodes.gradients import own_tensors
 from ..nodes.host import HostError, get_host
 from .adapters import EmbeddedAdapters, EmbeddedFiles, comfy_form
 from .errors import InterruptProcessingException
-from .model import demo_model
+from .model import demo_model, demo_sampling
 from .sampling import CFGGuider, KSampler, Noise, fitted
 
 ProgressListener = Callable[[int, int, torch.Tensor | None], None]  # (value, total, denoised)
@@ -73,6 +74,14 @@ class EmbeddedHost:
         from ..nodes.demo_parts import DemoClip, DemoVAE, load_demo
 
         return demo_model((self._load_demo or load_demo)(form)), DemoClip(), DemoVAE()
+
+    def demo_sampling(self, form: str) -> Any:
+        """See ``Host``."""
+        from ..demo.schedule import alphas_cumprod
+
+        if self._load_demo is not None:
+            return demo_sampling(self._load_demo(form))
+        return demo_sampling(SimpleNamespace(prediction=form, alphas_cumprod=None if form == "flow" else alphas_cumprod()))
 
     def check_interrupted(self) -> None:
         """Raises InterruptProcessingException once after ``interrupt()``."""

@@ -112,8 +112,11 @@ class ModelPatcher:
         return {name: merge(state[name], patches) for name, patches in by_name.items()}
 
 
+def demo_sampling(demo: Any) -> Any:
+    """The ``model_sampling`` of a demo by its ``prediction`` and ``alphas_cumprod``."""
+    return FlowSampling() if demo.prediction == "flow" else DiscreteSampling(demo.alphas_cumprod, demo.prediction)
+
+
 def demo_model(demo: Any) -> ModelPatcher:
     """MODEL from a loaded demo (``net``, ``prediction``, ``alphas_cumprod``)."""
-    if demo.prediction == "flow":
-        return ModelPatcher(HostModel(demo.net, FlowSampling()))
-    return ModelPatcher(HostModel(demo.net, DiscreteSampling(demo.alphas_cumprod, demo.prediction)))
+    return ModelPatcher(HostModel(demo.net, demo_sampling(demo)))

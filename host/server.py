@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from ..nodes import plan_route
 from ..nodes.host import use_host
 from . import server_info, server_jobs, server_static, server_userdata
 from .embedded import EmbeddedHost
@@ -68,6 +69,7 @@ def make_app(host: EmbeddedHost, options: Options | None = None) -> web.Applicat
     routes.get("/ws")(events.handle)
     _add_prompt(routes, queue)
     _add_queue(routes, queue)
+    routes.post(plan_route.PATH)(plan_route.handle)
     server_jobs.add_routes(routes, queue)
     server_info.add_routes(routes, nodes, events.features())
     server_userdata.add_routes(routes, host.output_directory / "user")

@@ -36,6 +36,7 @@ def collect(modules: tuple[str, ...] = MODULES) -> tuple[dict[str, type[Any]], d
 NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = collect()
 
 if "comfy.samplers" in sys.modules:  # only in a running ComfyUI, which has it loaded before any pack
-    from .stock_lists import install
+    from . import plan_route, stock_lists
 
-    install()
+    stock_lists.install()
+    plan_route.install()

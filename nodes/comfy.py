@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .comfy_adapters import ComfyAdapters, ComfyFiles
@@ -72,16 +73,7 @@ class ComfyHost:
         from ..demo.vae import LATENT_MEAN, LATENT_STD
 
         demo = load_demo(form)
-        names = {"eps": "EPS", "v": "V_PREDICTION", "flow": "FLOW"}
-        kind = getattr(comfy.model_base.ModelType, names[demo.prediction], None)
-        if kind is None:
-            raise HostError(f"this ComfyUI has no model type {names[demo.prediction]}: update it to 0.3.64 or later")
-        if demo.prediction == "flow":
-            settings: dict[str, Any] = {"shift": 1.0, "multiplier": 1000}
-        else:
-            from ..demo.schedule import BETA_END, BETA_START
-
-            settings = {"beta_schedule": "linear", "linear_start": BETA_START, "linear_end": BETA_END}
+        kind, settings = _demo_settings(demo.prediction)
 
         class DemoLatentFormat(comfy.latent_formats.LatentFormat):  # type: ignore[misc]
             """For previews: grey, from the mean of the 2x2 pixels that a latent pixel holds."""
@@ -102,6 +94,13 @@ class ComfyHost:
         )
         return comfy.model_patcher.ModelPatcher(model, manage.get_torch_device(), manage.unet_offload_device()), \
             DemoClip(), DemoVAE()
+
+    def demo_sampling(self, form: str) -> Any:
+        """ComfyUI's own object for the demo's settings."""
+        import comfy.model_base
+
+        kind, settings = _demo_settings(form)
+        return comfy.model_base.model_sampling(SimpleNamespace(sampling_settings=settings), kind)
 
     def check_interrupted(self) -> None:
         """Raises ComfyUI's ``InterruptProcessingException`` after a cancel."""
@@ -153,6 +152,21 @@ class ComfyHost:
                 say(text, node_id)
 
         return update
+
+
+def _demo_settings(prediction: str) -> tuple[Any, dict[str, Any]]:
+    """(ModelType, sampling settings) of a demo network that predicts eps, v or flow."""
+    import comfy.model_base
+
+    names = {"eps": "EPS", "v": "V_PREDICTION", "flow": "FLOW"}
+    kind = getattr(comfy.model_base.ModelType, names[prediction], None)
+    if kind is None:
+        raise HostError(f"this ComfyUI has no model type {names[prediction]}: update it to 0.3.64 or later")
+    if prediction == "flow":
+        return kind, {"shift": 1.0, "multiplier": 1000}
+    from ..demo.schedule import BETA_END, BETA_START
+
+    return kind, {"beta_schedule": "linear", "linear_start": BETA_START, "linear_end": BETA_END}
 
 
 def patches_data(patches: Mapping[str, Any]) -> list[Any] | None:

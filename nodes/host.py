@@ -88,6 +88,9 @@ class Host(Protocol):
     def demo_checkpoint(self, form: str) -> tuple[Any, Any, Any]:
         """(MODEL, CLIP, VAE) of the demo model in the form eps, v or flow."""
 
+    def demo_sampling(self, form: str) -> Any:
+        """The ``model_sampling`` of that demo MODEL, without loading its network."""
+
     def check_interrupted(self) -> None:
         """Raises the host's own exception if the user pressed cancel."""
 

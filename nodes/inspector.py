@@ -40,8 +40,9 @@ class FewStepPlanInspector:
         from ..samplers import Plan
         from ..samplers.plotting import plan_image
 
-        plan = recipe_of(sampler).resolve(frame_of(model.get_model_object("model_sampling")), sigmas)
-        text = plan.describe()
+        recipe = recipe_of(sampler)
+        plan = recipe.resolve(frame_of(model.get_model_object("model_sampling")), sigmas)
+        text = f"{plan.describe()}\n\nPlease cite:\n{recipe.cite()}"
         image = torch.from_numpy(plan_image(plan))[None] if isinstance(plan, Plan) else torch.zeros(1, 8, 8, 3)
         return {"ui": {"text": [text]}, "result": (image, text)}
 

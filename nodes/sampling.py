@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .frames import frame_of
 from .host import get_host
+from .last_runs import remember
 
 if TYPE_CHECKING:
     from ..samplers import Progress, Recipe
@@ -73,8 +74,10 @@ def sample_recipe(
     args = dict(extra_args or {})
     host = get_host()
     recipe = Recipe.from_json(recipe_json)
+    model_sampling = model.inner_model.inner_model.model_sampling
     warn_of_guidance(recipe, getattr(model.inner_model, "cfg", None))
-    plan: Any = recipe.resolve(frame_of(model.inner_model.inner_model.model_sampling), levels)
+    plan: Any = recipe.resolve(frame_of(model_sampling), levels)
+    remember(recipe_json, model_sampling, levels)
 
     def denoiser(y: Any, sigma: Any) -> Any:
         host.check_interrupted()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .sampling import make_sampler
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from ..samplers import Recipe
 
 TRIAL_STEPS = 60  # divisible by every order, so that no option fails for the number of steps alone
+FEW_TRIAL_STEPS = 12  # for correctors that plan anew for many grids: their time grows with the square of the steps
 
 
+@lru_cache(maxsize=64)
 def checked(recipe: Recipe) -> Recipe:
     """Resolves ``recipe`` once on a grid that suits every solver, so that a bad option shows in the node that has it.
 
@@ -24,14 +27,14 @@ def checked(recipe: Recipe) -> Recipe:
     from ..samplers import frames, grids
     from ..samplers.calibration.ratios import trial_grid
     from ..samplers.errors import CalibrationWarning
-    from ..samplers.registry import BOUND
+    from ..samplers.registry import BOUND, REPLANNERS
     from ..samplers.solvers.fitted import trial_grid as fitted_grid
 
     if recipe.solver in BOUND:  # a fitted plan runs on its own levels alone
         grid = fitted_grid(recipe.options["calibration"])
         recipe.resolve(grid.frame, grid)
         return recipe
-    steps = TRIAL_STEPS
+    steps = FEW_TRIAL_STEPS if any(name in REPLANNERS for name, _ in recipe.correctors) else TRIAL_STEPS
     for options in (recipe.options, *(o for _, o in recipe.correctors)):
         listed = options.get("disable_corrector", options.get("disable", ()))
         while listed and max(listed) >= steps and steps < 10_000:

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: Plan, *, with_order: bool = True) -> str:
     """Facts in one line, then one line per row: what it makes and with which coefficients.
+
+    The order is measured when first asked for, which takes a moment; ``with_order=False`` leaves it out.
 
     Rows: ``y_k`` is the state that evaluation k sees, ``M_k`` what it stores, ``X`` the carried state.
     """
     facts = [f"{plan.nfe} evaluations", f"peak {plan.peak_latents} latents"]
-    if plan.order is not None:
+    if with_order and plan.order is not None:
         facts.insert(0, f"order {plan.order}")
     facts += ["stochastic"] * plan.stochastic + ["biased"] * plan.biased
     lines = [plan.label, ", ".join(facts), ""]

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .calibration.store import REFERENCE
+from .citations import bibtex
 from .errors import OptionError
 from .frames import Frame
 from .grids import Grid, from_sigmas
@@ -135,6 +136,15 @@ class Recipe:
         """The calibration files that its options name, see ``calibration.store``."""
         parts = [self.options, *(o for _, o in self.correctors), *([self.start[1]] if self.start else [])]
         return [v for o in parts for v in o.values() if isinstance(v, str) and REFERENCE.fullmatch(v)]
+
+    def cite(self) -> str:
+        """BibTeX of the papers behind the solver, its correctors and its start transform.
+
+        >>> Recipe("unipc").cite().splitlines()[0]
+        '@inproceedings{zhao2023unipc,'
+        """
+        start = [] if self.start is None else [self.start[0]]
+        return bibtex([self.solver, *(name for name, _ in self.correctors), *start])
 
     def to_json(self) -> str:
         """Compact JSON with sorted keys: the same recipe gives the same text."""

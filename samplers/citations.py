@@ -1,0 +1,37 @@
+"""The papers behind solvers and correctors, as BibTeX; the entries stand in ``citations.bib``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "ddim": ("song2021ddim",),
+    "dpm_solver_multistep": ("lu2022dpmsolver", "lu2022dpmsolverpp"),
+    "dpm_solver_singlestep": ("lu2022dpmsolver", "lu2022dpmsolverpp"),
+    "dpm_solver_adaptive": ("lu2022dpmsolver",),
+    "dpm_solver_sde_multistep": ("lu2022dpmsolverpp",),
+    "dpm_solver_sde_singlestep": ("lu2022dpmsolverpp",),
+    "unipc": ("zhao2023unipc",),
+    "unic": ("zhao2023unipc",),
+    "deis_ab": ("zhang2023deis",),
+    "deis_rk": ("zhang2023deis",),
+    "ipndm": ("liu2022pndm", "zhang2023deis"),
+    "pndm": ("liu2022pndm",),
+    "time_shift": ("li2024timeshift",),
+}
+
+
+@lru_cache(maxsize=1)
+def entries() -> dict[str, str]:
+    """The BibTeX entries by key, in the file's order."""
+    text = Path(__file__).with_suffix(".bib").read_text("utf-8")
+    blocks = [block.strip() for block in text.split("\n\n") if block.strip()]
+    return {block[block.index("{") + 1 : block.index(",")]: block for block in blocks}
+
+
+def bibtex(names: Iterable[str]) -> str:
+    """The entries of solvers, correctors and start transforms by name, each once; a name without a paper adds nothing."""
+    keys = dict.fromkeys(key for name in names for key in KEYS.get(name, ()))
+    return "\n\n".join(entries()[key] for key in keys)
