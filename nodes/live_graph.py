@@ -7,8 +7,8 @@ object that knows its ``model_sampling`` and nothing else, so no network is load
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
 
 from .host import get_host
 from .last_runs import LastRun, newest
@@ -95,6 +95,11 @@ class LiveGraph:
                     raise Unknown(f"{self.kind(i)} (node {i}) has no {name} yet")
         return getattr(node(), node.FUNCTION)(**arguments)[slot]
 
+    def widget(self, i: str, name: str) -> Any:
+        """The value of one required widget of node ``i``."""
+        kind, settings = self.classes[self.kind(i)].INPUT_TYPES()["required"][name]
+        return self.argument(name, kind, settings, self.inputs(i).get(name))
+
     def argument(self, name: str, kind: Any, settings: Mapping[str, Any], value: Any, seen: tuple[str, ...] = ()) -> Any:
         """One input's value."""
         if kind == "MODEL":
@@ -131,27 +136,27 @@ class LiveGraph:
         return KnownModel(get_host().demo_sampling("eps"), "a Stable Diffusion model", False)
 
 
-WIDGETS: Mapping[str, tuple[type, ...]] = {"INT": (int,), "FLOAT": (int, float), "BOOLEAN": (bool,), "STRING": (str,)}
+WIDGETS: Mapping[str, Any] = {"INT": (int,), "FLOAT": (int, float), "BOOLEAN": (bool,), "STRING": (str,)}
 
 
 def checked_constant(name: str, kind: Any, settings: Mapping[str, Any], value: Any) -> Any:
     """A widget's value; raises OptionError for one that the widget could not have."""
-    from ..samplers.errors import OptionError, check_choice
+    from ..samplers.errors import OptionError, check_choice, check_range
 
     if isinstance(kind, list):
         check_choice(name, value, kind)
         return value
     number = kind in ("INT", "FLOAT")
-    if not isinstance(value, WIDGETS[kind]) or (number and (isinstance(value, bool) or not math.isfinite(value))):
+    if not isinstance(value, WIDGETS[kind]) or (number and isinstance(value, bool)):
         raise OptionError(f"{name} is {value!r}, expected {kind}")
-    if number and not settings.get("min", -math.inf) <= value <= settings.get("max", math.inf):
-        raise OptionError(f"{name} is {value!r}, expected a number from {settings['min']} to {settings['max']}")
+    if number:
+        check_range(name, value, settings.get("min", -math.inf), settings.get("max", math.inf))
     if name == "steps" and value > MAX_STEPS:
         raise OptionError(f"plans of more than {MAX_STEPS} steps are not drawn; this one has {value} and runs all the same")
     return value
 
 
-def is_link(value: Any) -> bool:
+def is_link(value: Any) -> TypeGuard[Sequence[Any]]:
     """Whether an input is [node id, output number]."""
     return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], (str, int)) \
         and isinstance(value[1], int) and not isinstance(value[1], bool) and value[1] >= 0

@@ -97,8 +97,7 @@ def _ksampler_plan(graph: LiveGraph, node: str) -> dict[str, Any]:
     inputs = graph.inputs(node)
     if is_link(inputs.get("sampler")):
         return _solver_plan(graph, inputs["sampler"], node)
-    types = graph.classes[KSAMPLER].INPUT_TYPES()["required"]
-    solver = graph.argument("solver", *types["solver"], inputs.get("solver"))
+    solver = graph.widget(node, "solver")
     model = graph.model(inputs.get("model"))
     steps = _steps(graph, node, model, None)
     if len(steps.sigmas) < 2:
@@ -137,16 +136,14 @@ def _steps(graph: LiveGraph, where: str | None, model: KnownModel, run: LastRun 
     """The sigmas that a sampling node will get."""
     from .schedule import schedule
 
-    inputs = {} if where is None else graph.inputs(where)
-    if is_link(inputs.get("sigmas")):
+    link = None if where is None else graph.inputs(where).get("sigmas")
+    if is_link(link):
         try:
-            i = inputs["sigmas"][0]
-            return Steps(graph.value(inputs["sigmas"]), f"the connected schedule (node {i})", True)
+            return Steps(graph.value(link), f"the connected schedule (node {link[0]})", True)
         except Unknown:
             pass
     elif where is not None and graph.kind(where) == KSAMPLER:
-        types = graph.classes[KSAMPLER].INPUT_TYPES()["required"]
-        chosen = [graph.argument(n, *types[n], inputs.get(n)) for n in ("schedule", "steps", "denoise")]
+        chosen = [graph.widget(where, name) for name in ("schedule", "steps", "denoise")]
         return Steps(schedule(model, *chosen), "the node's schedule", True)
     if run is not None:
         return Steps(list(run.sigmas), "the sigmas of this solver's last run", True)

@@ -1,6 +1,7 @@
 """POST /fewstep/plan over a socket."""
 
 import asyncio
+import io
 import json
 import types
 
@@ -20,7 +21,7 @@ def talk(folder, *bodies):
 
     async def main():
         async with TestClient(TestServer(make_app(EmbeddedHost(folder / "out"), Options(frontend=folder)))) as client:
-            answers = [await client.post(f"{prefix}/fewstep/plan", data=body) for body in bodies for prefix in ("", "/api")]
+            answers = [await client.post(f"{prefix}/fewstep/plan", data=body if isinstance(body, str) else io.BytesIO(body)) for body in bodies for prefix in ("", "/api")]
             return [(answer.status, await answer.json()) for answer in answers]
 
     return asyncio.run(main())

@@ -1,0 +1,104 @@
+// A plan as SVG: sigma and lambda against the step, and the coefficients as a heat map. Colours come from fewstep.css.
+const SPACE = "http://www.w3.org/2000/svg";
+const WIDTH = 300;
+const CHART = { left: 30, right: WIDTH - 30, top: 6, bottom: 74 };
+const MAP = { left: 30, right: WIDTH - 4, top: 92, bottom: 146 };
+const HEIGHT = 150;
+let drawings = 0;
+
+function node(tag, attributes = {}, ...children) {
+  const element = document.createElementNS(SPACE, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+const short = (value) => (value === null ? "∞" : Number(value.toPrecision(3)).toString());
+const round = (value) => Math.round(value * 100) / 100;
+
+/** From values to heights; a wide range of positive values is drawn by logarithm, with 0 at the bottom edge. */
+function scale(values, { top, bottom }) {
+  const finite = values.filter((value) => value !== null);
+  const positive = finite.filter((value) => value > 0);
+  const wide = positive.length > 1 && finite.every((value) => value >= 0) && Math.max(...positive) > 20 * Math.min(...positive);
+  const map = wide ? Math.log : (value) => value;
+  const known = wide ? positive : finite;
+  const low = Math.min(...known);
+  const high = Math.max(...known);
+  const span = map(high) - map(low) || 1;
+  const heightOf = (value) => (wide && value <= 0 ? bottom : bottom - 3 - ((map(value) - map(low)) / span) * (bottom - top - 6));
+  return { low: wide && finite.includes(0) ? 0 : low, high, heightOf };
+}
+
+function curve(values, name, side) {
+  const { low, high, heightOf } = scale(values, CHART);
+  const across = (i) => CHART.left + (i * (CHART.right - CHART.left)) / Math.max(values.length - 1, 1);
+  const points = values.map((v, i) => (v === null ? null : [round(across(i)), round(heightOf(v))])).filter(Boolean);
+  const group = node("g", { class: `fewstep-${name}` });
+  group.append(node("polyline", { points: points.map((p) => p.join(",")).join(" "), fill: "none" }));
+  for (const [x, y] of points.length <= 60 ? points : []) {
+    group.append(name === "sigma" ? node("circle", { cx: x, cy: y, r: 2 }) : node("rect", { x: x - 1.8, y: y - 1.8, width: 3.6, height: 3.6 }));
+  }
+  const at = side === "left" ? { x: CHART.left - 4, "text-anchor": "end" } : { x: CHART.right + 4, "text-anchor": "start" };
+  const middle = (CHART.top + CHART.bottom) / 2 + 3;
+  const words = [[short(high), CHART.top + 8], [name === "sigma" ? "σ" : "λ", middle], [short(low), CHART.bottom]];
+  for (const [text, y] of words) group.append(node("text", { ...at, y }, text));
+  return { group, across, heightOf };
+}
+
+function chart(plan) {
+  const sigma = curve(plan.sigmas, "sigma", "left");
+  const lambda = curve(plan.lambdas, "lambda", "right");
+  const frame = node("g", { class: "fewstep-axis" });
+  frame.append(
+    node("line", { x1: CHART.left, y1: CHART.bottom, x2: CHART.right, y2: CHART.bottom }),
+    node("text", { x: CHART.left, y: CHART.bottom + 10, "text-anchor": "middle" }, "0"),
+    node("text", { x: (CHART.left + CHART.right) / 2, y: CHART.bottom + 10, "text-anchor": "middle" }, "step"),
+    node("text", { x: CHART.right, y: CHART.bottom + 10, "text-anchor": "middle" }, String(plan.sigmas.length - 1)),
+  );
+  const inner = node("g", { class: "fewstep-inner" });
+  for (const [step, level] of plan.inner) {
+    const x = round(sigma.across(step + 0.5));
+    const y = round(sigma.heightOf(level));
+    inner.append(node("path", { d: `M${x - 2},${y - 2}l4,4m0,-4l-4,4` }));
+  }
+  return [frame, lambda.group, sigma.group, inner];
+}
+
+function heatMap({ rows, columns, values }) {
+  const group = node("g", { class: "fewstep-map" });
+  const strength = (value) => Math.log1p(10 * Math.abs(value)); // small weights stay visible beside large ones
+  const largest = Math.max(...values.flat().filter((v) => v !== null).map(strength), 1e-9);
+  const width = (MAP.right - MAP.left) / columns.length;
+  const height = (MAP.bottom - MAP.top) / rows.length;
+  group.append(node("rect", { class: "fewstep-map-ground", x: MAP.left, y: MAP.top, width: MAP.right - MAP.left, height: MAP.bottom - MAP.top }));
+  values.forEach((row, i) => row.forEach((value, j) => {
+    if (value === null) return;
+    const cell = node("rect", {
+      class: value < 0 ? "fewstep-negative" : "fewstep-positive", "fill-opacity": round(0.15 + (0.85 * strength(value)) / largest),
+      x: round(MAP.left + j * width), y: round(MAP.top + i * height), width: round(width), height: round(height),
+    });
+    cell.append(node("title", {}, `${rows[i]}, ${columns[j]}: ${short(value)}`));
+    group.append(cell);
+  }));
+  group.append(
+    node("text", { x: MAP.left - 4, y: MAP.top + 8, "text-anchor": "end" }, columns[0]),
+    node("text", { x: MAP.left - 4, y: MAP.bottom, "text-anchor": "end" }, "M"),
+  );
+  return group;
+}
+
+/** The SVG element of a plan; its title and description say the same in words. */
+export function drawPlan(plan, facts) {
+  const id = `fewstep-plan-${(drawings += 1)}`;
+  const height = plan.table ? HEIGHT : CHART.bottom + 14;
+  const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-labelledby": `${id}-title ${id}-desc` });
+  const levels = plan.sigmas.map(short).join(", ");
+  svg.append(
+    node("title", { id: `${id}-title` }, `${plan.label}: ${facts}`),
+    node("desc", { id: `${id}-desc` }, `Sigma by step: ${levels}. Lambda by step: ${plan.lambdas.map(short).join(", ")}.`),
+    ...chart(plan),
+  );
+  if (plan.table?.rows.length) svg.append(heatMap(plan.table));
+  return svg;
+}
