@@ -7,6 +7,7 @@ from typing import Any
 from .validate import WIDGETS, Classes, InputSpec, input_specs, is_link
 
 COLUMN, GAP = 330, 40
+PLAN = 250  # height of the drawing that ``web/live_plans.js`` puts into a node
 
 
 def to_ui(prompt: dict[str, dict[str, Any]], classes: Classes) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def to_ui(prompt: dict[str, dict[str, Any]], classes: Classes) -> dict[str, Any]
         specs, sockets = input_specs(node), _sockets(entry, classes)
         widgets = _widget_values(entry, specs)
         height = 60 + 22 * max(len(sockets), len(node.RETURN_TYPES)) + 26 * len(widgets)
+        height += PLAN if _has_plan(entry["class_type"], node) else 0
         x, y = column(i) * COLUMN, bottoms.get(column(i), 0)
         bottoms[column(i)] = y + height + GAP
         names = getattr(node, "RETURN_NAMES", node.RETURN_TYPES)
@@ -58,6 +60,10 @@ def to_ui(prompt: dict[str, dict[str, Any]], classes: Classes) -> dict[str, Any]
         "last_node_id": max(map(int, prompt)), "last_link_id": len(links), "nodes": drawn, "links": links, "groups": [],
         "config": {}, "extra": {}, "version": 0.4,
     }
+
+
+def _has_plan(name: str, node: type[Any]) -> bool:
+    return name in ("FewStepKSampler", "FewStepPlanInspector") or (name.startswith("FewStep") and "SAMPLER" in node.RETURN_TYPES)
 
 
 def _is_widget(spec: InputSpec) -> bool:

@@ -154,9 +154,9 @@ def basis(model: KnownModel, steps: Steps) -> dict[str, Any]:
     """Whether the plan is the one that will run, and in words what it is drawn from."""
     if model.known and steps.known:
         return {"known": True, "text": f"Drawn from {steps.words} and {model.words}."}
-    known = f" Drawn from {steps.words if steps.known else model.words}." if steps.known or model.known else ""
     assumed = " and ".join(part.words for part in (steps, model) if not part.known)
-    return {"known": False, "text": f"Assumed: {assumed}, for want of a schedule or model known before the run.{known}"}
+    rest = "".join(f" Drawn from {part.words}." for part in (steps, model) if part.known)
+    return {"known": False, "text": f"Assumed until it is known: {assumed}.{rest}"}
 
 
 def _drawn(recipe: Recipe, model: KnownModel, steps: Steps) -> dict[str, Any]:

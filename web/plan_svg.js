@@ -1,9 +1,9 @@
 // A plan as SVG: sigma and lambda against the step, and the coefficients as a heat map. Colours come from fewstep.css.
 const SPACE = "http://www.w3.org/2000/svg";
-const WIDTH = 300;
-const CHART = { left: 30, right: WIDTH - 30, top: 6, bottom: 74 };
-const MAP = { left: 30, right: WIDTH - 4, top: 92, bottom: 146 };
-const HEIGHT = 150;
+const WIDTH = 250; // about the width of a node, so that text has the size that fewstep.css gives it
+const CHART = { left: 32, right: WIDTH - 34, top: 4, bottom: 64 };
+const MAP = { left: 32, right: WIDTH - 34, top: 82, bottom: 132 };
+const HEIGHT = 146;
 let drawings = 0;
 
 function node(tag, attributes = {}, ...children) {
@@ -52,9 +52,9 @@ function chart(plan) {
   const frame = node("g", { class: "fewstep-axis" });
   frame.append(
     node("line", { x1: CHART.left, y1: CHART.bottom, x2: CHART.right, y2: CHART.bottom }),
-    node("text", { x: CHART.left, y: CHART.bottom + 10, "text-anchor": "middle" }, "0"),
-    node("text", { x: (CHART.left + CHART.right) / 2, y: CHART.bottom + 10, "text-anchor": "middle" }, "step"),
-    node("text", { x: CHART.right, y: CHART.bottom + 10, "text-anchor": "middle" }, String(plan.sigmas.length - 1)),
+    node("text", { x: CHART.left, y: CHART.bottom + 12, "text-anchor": "middle" }, "0"),
+    node("text", { x: (CHART.left + CHART.right) / 2, y: CHART.bottom + 12, "text-anchor": "middle" }, "step"),
+    node("text", { x: CHART.right, y: CHART.bottom + 12, "text-anchor": "middle" }, String(plan.sigmas.length - 1)),
   );
   const inner = node("g", { class: "fewstep-inner" });
   for (const [step, level] of plan.inner) {
@@ -81,9 +81,13 @@ function heatMap({ rows, columns, values }) {
     cell.append(node("title", {}, `${rows[i]}, ${columns[j]}: ${short(value)}`));
     group.append(cell);
   }));
+  const name = (text, x, y, anchor) => node("text", { x, y, "text-anchor": anchor }, text);
+  const half = width / 2;
   group.append(
-    node("text", { x: MAP.left - 4, y: MAP.top + 8, "text-anchor": "end" }, columns[0]),
-    node("text", { x: MAP.left - 4, y: MAP.bottom, "text-anchor": "end" }, "M"),
+    name("first", MAP.left - 3, MAP.top + 8, "end"), name("last", MAP.left - 3, MAP.bottom, "end"),
+    name(columns[0], MAP.left + half, MAP.bottom + 11, "middle"),
+    name(`${columns[1]} …`, MAP.left + half + width, MAP.bottom + 11, columns.length > 8 ? "start" : "middle"),
+    name(columns.at(-1), MAP.right - half, MAP.bottom + 11, "middle"),
   );
   return group;
 }
@@ -91,7 +95,7 @@ function heatMap({ rows, columns, values }) {
 /** The SVG element of a plan; its title and description say the same in words. */
 export function drawPlan(plan, facts) {
   const id = `fewstep-plan-${(drawings += 1)}`;
-  const height = plan.table ? HEIGHT : CHART.bottom + 14;
+  const height = plan.table ? HEIGHT : CHART.bottom + 16;
   const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-labelledby": `${id}-title ${id}-desc` });
   const levels = plan.sigmas.map(short).join(", ");
   svg.append(

@@ -1,7 +1,7 @@
 // The drawing of one node: an SVG, the same as text, and a line that says what it is drawn from.
 import { drawPlan } from "./plan_svg.js";
 
-const HEIGHT = 210;
+const HEIGHT = 240; // host/ui_layout.py leaves room for it
 
 function loadStyle() {
   const href = new URL("./fewstep.css", import.meta.url).href;

@@ -91,7 +91,11 @@ async function main() {
   process.stdout.write(JSON.stringify(seen));
 }
 
-main().catch((error) => {
-  process.stderr.write(String(error));
-  process.exit(1);
-});
+module.exports = { chromium, watch, open, run, openTemplate, FLAGS };
+
+if (require.main === module) {
+  main().catch((error) => {
+    process.stderr.write(String(error));
+    process.exit(1);
+  });
+}

@@ -97,7 +97,7 @@ def test_an_unknown_model_is_assumed_and_said_until_a_run_tells(host, text):
     prompt = graph("FewStepUniPC")
     prompt["1"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "any"}}
     drawn = plan(prompt)
-    assert not drawn["basis"]["known"] and drawn["basis"]["text"].startswith("Assumed: a Stable Diffusion model")
+    assert not drawn["basis"]["known"] and drawn["basis"]["text"].startswith("Assumed until it is known: a Stable Diffusion model")
     model = host.demo_checkpoint("flow")[0]
     sampler = CLASSES["FewStepUniPC"]().build(**prompt["2"]["inputs"])[0]
     sigmas = torch.tensor([1.0, 0.5, 0.0])
