@@ -15,8 +15,8 @@ log = logging.getLogger("fewstep")
 
 MODULES = (
     "demo", "solvers", "consistency", "correctors", "compensation", "fitted", "teleport", "schedule", "schedules", "ksampler",
-    "inspector", "calibration", "calibrate_moments", "calibrate_plan", "calibrate_ratios", "calibrate_statistics", "statistics",
-    "prompts", "distilled", "lora_steps",
+    "inspector", "compare", "calibration", "calibrate_moments", "calibrate_plan", "calibrate_ratios", "calibrate_statistics",
+    "statistics", "prompts", "distilled", "lora_steps",
 )
 
 
@@ -36,7 +36,8 @@ def collect(modules: tuple[str, ...] = MODULES) -> tuple[dict[str, type[Any]], d
 NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = collect()
 
 if "comfy.samplers" in sys.modules:  # only in a running ComfyUI, which has it loaded before any pack
-    from . import plan_route, stock_lists
+    from . import plan_route, replacements, stock_lists
 
     stock_lists.install()
     plan_route.install()
+    replacements.install()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..samplers import Recipe
 
 ASSUMED_STEPS = 8
-KSAMPLER, INSPECTOR = "FewStepKSampler", "FewStepPlanInspector"
+KSAMPLER, INSPECTOR, COMPARE = "FewStepKSampler", "FewStepPlanInspector", "FewStepCompare"
 
 
 class Malformed(ValueError):
@@ -118,7 +118,7 @@ def _where_used(graph: LiveGraph, node: str) -> str | None:
             seen.add(reader)
             if graph.evaluates(reader):
                 waiting.append(reader)
-            elif graph.kind(reader) == KSAMPLER or "sigmas" in graph.inputs(reader):
+            elif graph.kind(reader) in (KSAMPLER, COMPARE) or "sigmas" in graph.inputs(reader):
                 return reader
     return None
 
@@ -134,6 +134,7 @@ def _model_link(graph: LiveGraph, where: str | None) -> Any:
 
 def _steps(graph: LiveGraph, where: str | None, model: KnownModel, run: LastRun | None) -> Steps:
     """The sigmas that a sampling node will get."""
+    from .compare import step_counts
     from .schedule import schedule
 
     link = None if where is None else graph.inputs(where).get("sigmas")
@@ -145,6 +146,9 @@ def _steps(graph: LiveGraph, where: str | None, model: KnownModel, run: LastRun 
     elif where is not None and graph.kind(where) == KSAMPLER:
         chosen = [graph.widget(where, name) for name in ("schedule", "steps", "denoise")]
         return Steps(schedule(model, *chosen), "the node's schedule", True)
+    elif where is not None and graph.kind(where) == COMPARE:
+        count = step_counts(graph.widget(where, "steps"))[0]
+        return Steps(schedule(model, graph.widget(where, "schedule"), count), "the first steps of the comparison", True)
     if run is not None:
         return Steps(list(run.sigmas), "the sigmas of this solver's last run", True)
     return Steps(schedule(model, "uniform_t", ASSUMED_STEPS), f"{ASSUMED_STEPS} even steps", False)

@@ -75,11 +75,7 @@ def sample_recipe(
     host = get_host()
     recipe = Recipe.from_json(recipe_json)
     model_sampling = model.inner_model.inner_model.model_sampling
-    recipe = Recipe.from_json(recipe_json)
-    model_sampling = model.inner_model.inner_model.model_sampling
     warn_of_guidance(recipe, getattr(model.inner_model, "cfg", None))
-    plan: Any = recipe.resolve(frame_of(model_sampling), levels)
-    remember(recipe_json, model_sampling, levels)
     plan: Any = recipe.resolve(frame_of(model_sampling), levels)
     remember(recipe_json, model_sampling, levels)
 

@@ -5,57 +5,16 @@ Needs chromium, node with playwright-core (FEWSTEP_PLAYWRIGHT names its folder i
 wheel. FEWSTEP_FRONTEND names a folder with another version of the frontend to test as well; FEWSTEP_SCREENSHOT a file.
 """
 
-import contextlib
-import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from chrome import CHROMIUM, FRONTENDS, NEEDS, OPTIONAL, PLAYWRIGHT, ROOT, errors, serving
 
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FRONTENDS = [None, *filter(None, [os.environ.get("FEWSTEP_FRONTEND")])]
-OPTIONAL = re.compile(  # what the frontend asks for and does without: files that no user has made, and other hosts
-    r"/api/userdata/(user\.css|comfy\.templates\.json)$|^https://(api\.comfy\.org|huggingface\.co)/"
-)
-
-
-def playwright():
-    """The name under which node finds playwright-core from here, or None."""
-    name, node = os.environ.get("FEWSTEP_PLAYWRIGHT", "playwright-core"), shutil.which("node")
-    found = node and subprocess.run(
-        [node, "-e", f"require.resolve({name!r})"], cwd=Path(__file__).parent, capture_output=True, check=False).returncode == 0
-    return name if found else None
-
-
-PLAYWRIGHT = playwright()
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-    pytest.mark.skipif(PLAYWRIGHT is None, reason="node or its package playwright-core is not installed (FEWSTEP_PLAYWRIGHT)"),
-    pytest.mark.skipif(not os.environ.get("FEWSTEP_FRONTEND") and importlib.util.find_spec("comfyui_frontend_package") is None,
-                       reason="the frontend's wheel is not installed: pip install comfyui-frontend-package==1.35.9"),
-]
-
-
-@contextlib.contextmanager
-def serving(pack, folder, frontend=None):
-    """The address of ``fewstep serve`` with the pack of that folder."""
-    (folder / "fewstep").symlink_to(pack)
-    command = [sys.executable, "-m", "fewstep", "serve", "--port", "0", "--out", str(folder / "out")]
-    command += [] if frontend is None else ["--frontend", frontend]
-    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, stdout=subprocess.PIPE, text=True)
-    try:
-        line = process.stdout.readline()  # written once the server listens
-        assert "serves on" in line, line
-        yield next(word for word in line.split() if word.startswith("http"))
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
+pytestmark = NEEDS
 
 
 def drive(url, template, folder):
@@ -69,12 +28,6 @@ def drive(url, template, folder):
     seen = json.loads(done.stdout)
     assert "broke" not in seen, seen
     return seen
-
-
-def errors(seen):
-    """Uncaught errors and errors in the console, without those that say that an optional file is not there."""
-    missing = [[text, url] for text, url in seen["console"] if "Failed to load resource" in text and OPTIONAL.search(url)]
-    return seen["errors"] + [entry for entry in seen["console"] if entry not in missing]
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS, ids=lambda folder: "installed" if folder is None else "given")

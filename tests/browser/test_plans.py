@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from chrome import CHROMIUM, FRONTENDS, NEEDS, OPTIONAL, PLAYWRIGHT, ROOT, errors, serving
 
-from test_frontend import CHROMIUM, FRONTENDS, OPTIONAL, PLAYWRIGHT, ROOT, errors, pytestmark, serving  # noqa: F401
-
+pytestmark = NEEDS
 SHOTS = os.environ.get("FEWSTEP_SHOTS")  # a folder for pictures to look at
 
 

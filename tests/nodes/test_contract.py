@@ -52,7 +52,7 @@ CONTRACT = {
         "model lora_name sigmas strengths second_lora second_strengths positive negative method", "MODEL CONDITIONING CONDITIONING STRING"),
 }
 CLASSES = nodes.NODE_CLASS_MAPPINGS
-SOCKETS = {"CLIP", "FEWSTEP_CALIBRATION", "MODEL", "CONDITIONING", "LATENT", "SAMPLER", "SIGMAS"}
+SOCKETS = {"CLIP", "FEWSTEP_CALIBRATION", "MODEL", "CONDITIONING", "LATENT", "SAMPLER", "SIGMAS", "VAE"}
 
 
 def entries(node):

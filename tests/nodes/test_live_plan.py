@@ -93,6 +93,13 @@ def test_the_ksampler_shows_what_it_will_choose():
     assert plan(prompt, "7")["error"]["type"] == "NotKnownYet"
 
 
+def test_a_comparison_gives_its_first_steps():
+    prompt = graph("FewStepUniPC")
+    prompt["4"] = defaults("FewStepCompare", model=["1", 0], sampler_2=["2", 0], steps="5, 9", schedule="karras")
+    drawn = plan(prompt)
+    assert drawn["steps"] == 5 and drawn["basis"]["known"] and drawn["sigmas"] != plan(graph("FewStepUniPC", steps=5))["sigmas"]
+
+
 def test_an_unknown_model_is_assumed_and_said_until_a_run_tells(host, text):
     prompt = graph("FewStepUniPC")
     prompt["1"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "any"}}
