@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-LABEL, MARGIN, LINE = 150, 8, 14  # pixels: width of the row labels, space around pictures, height of a line of text
+LABEL, MARGIN, LINE = 190, 8, 14  # pixels: width of the row labels, space around pictures, height of a line of text
 SIDE = (128, 512)  # pictures are enlarged or reduced to this range
 GROUND, TEXT, FAINT = "#1c1c1c", "#f0f0f0", "#b8b8b8"
 
@@ -76,7 +76,7 @@ def grid_picture(cells: Sequence[Cell]) -> Any:
     draw = ImageDraw.Draw(picture)
     for i, label in enumerate(rows):
         top = i * down + MARGIN
-        draw.multiline_text((MARGIN, top), "\n".join(textwrap.wrap(label, 22)), fill=TEXT)
+        draw.multiline_text((MARGIN, top), "\n".join(textwrap.wrap(label, 28)), fill=TEXT)
         for cell in (c for c in cells if c.label == label):
             left = LABEL + MARGIN + across * (columns.index(cell.steps) if cell.steps in columns else 0)
             if cell.picture is not None:

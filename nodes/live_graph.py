@@ -151,7 +151,7 @@ def checked_constant(name: str, kind: Any, settings: Mapping[str, Any], value: A
         raise OptionError(f"{name} is {value!r}, expected {kind}")
     if number:
         check_range(name, value, settings.get("min", -math.inf), settings.get("max", math.inf))
-    if name == "steps" and value > MAX_STEPS:
+    if name == "steps" and kind == "INT" and value > MAX_STEPS:
         raise OptionError(f"plans of more than {MAX_STEPS} steps are not drawn; this one has {value} and runs all the same")
     return value
 
