@@ -63,7 +63,9 @@ def to_ui(prompt: dict[str, dict[str, Any]], classes: Classes) -> dict[str, Any]
 
 
 def _has_plan(name: str, node: type[Any]) -> bool:
-    return name in ("FewStepKSampler", "FewStepPlanInspector") or (name.startswith("FewStep") and "SAMPLER" in node.RETURN_TYPES)
+    if name in ("FewStepKSampler", "FewStepPlanInspector"):
+        return True
+    return name.startswith("FewStep") and tuple(node.RETURN_TYPES) == ("SAMPLER",)
 
 
 def _is_widget(spec: InputSpec) -> bool:

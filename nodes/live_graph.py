@@ -1,7 +1,7 @@
 """The part of an API-form graph that can be known before it runs: solvers, correctors, schedules, and their model's sampling.
 
-Only nodes of this pack that make SAMPLER or SIGMAS out of widgets, such sockets and MODEL are evaluated; for MODEL stands an
-object that knows its ``model_sampling`` and nothing else, so no network is loaded or run.
+Only nodes of this pack that make SAMPLER or SIGMAS out of widgets, such sockets, calibration files and MODEL are evaluated.
+For MODEL stands an object that knows its ``model_sampling`` and nothing else, so no network is loaded or run.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
+from .calibration import SOCKET, opened
 from .host import get_host
 from .last_runs import LastRun, newest
 
 OUTPUTS = {"SAMPLER", "SIGMAS"}
 LORA_LOADERS = ("LoraLoader", "LoraLoaderModelOnly")  # they leave the noise schedule as it is
 PRIMITIVES = ("PrimitiveInt", "PrimitiveFloat", "PrimitiveBoolean", "PrimitiveString")
+LOADER = "FewStepLoadCalibration"
 MAX_STEPS = 200  # a drawing of more has nothing to read in it
 
 
@@ -106,6 +108,8 @@ class LiveGraph:
             return self.model(value)
         if not isinstance(kind, list) and kind in OUTPUTS and is_link(value):
             return self.value(value, seen)
+        if kind == SOCKET and is_link(value) and self.prompt.get(str(value[0]), {}).get("class_type") == LOADER:
+            return opened(self.widget(str(value[0]), "file"))  # whether it fits the model is checked in the run
         if not isinstance(kind, list) and kind not in WIDGETS:
             raise Unknown(f"{name} is known only in a run")
         if is_link(value):

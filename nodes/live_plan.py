@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -166,7 +167,7 @@ def basis(model: KnownModel, steps: Steps) -> dict[str, Any]:
 def _drawn(recipe: Recipe, model: KnownModel, steps: Steps) -> dict[str, Any]:
     from ..samplers import Plan
     from ..samplers.describe import describe
-    from ..samplers.errors import OptionError
+    from ..samplers.errors import CalibrationWarning, OptionError
     from ..samplers.plotting import coefficient_table
 
     count = len(steps.sigmas) - 1
@@ -174,7 +175,9 @@ def _drawn(recipe: Recipe, model: KnownModel, steps: Steps) -> dict[str, Any]:
         raise Unknown("there are no steps: the latent is passed on as it is")
     if count > MAX_STEPS:
         raise OptionError(f"plans of more than {MAX_STEPS} steps are not drawn; this one has {count} and runs all the same")
-    plan = recipe.resolve(frame_of(model.model_sampling), steps.sigmas)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # said in the run
+        plan = recipe.resolve(frame_of(model.model_sampling), steps.sigmas)
     table, inner, text = None, [], ""
     if isinstance(plan, Plan):
         values, rows, columns = coefficient_table(plan)

@@ -19,6 +19,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "deis_rk": ("zhang2023deis",),
     "ipndm": ("liu2022pndm", "zhang2023deis"),
     "pndm": ("liu2022pndm",),
+    "dpm_solver_v3": ("zheng2023dpmsolverv3",),
+    "consistency": ("song2023consistency", "luo2023lcm"),
+    "tcd": ("zheng2024tcd",),
+    "teleport": ("wang2024gaussian",),
     "time_shift": ("li2024timeshift",),
 }
 

@@ -9,7 +9,8 @@ const LONGEST_TEXT = 200; // prompts do not matter for a plan
 function hasPlan(node) {
   const kind = node.constructor?.comfyClass ?? node.comfyClass ?? "";
   if (!kind.startsWith("FewStep")) return false;
-  return ["FewStepKSampler", "FewStepPlanInspector"].includes(kind) || (node.outputs ?? []).some((o) => o.type === "SAMPLER");
+  const outputs = node.outputs ?? [];
+  return ["FewStepKSampler", "FewStepPlanInspector"].includes(kind) || (outputs.length === 1 && outputs[0].type === "SAMPLER");
 }
 
 /** A text that changes with what decides the plans: nodes, their modes, widgets and links; not places, colours or titles. */

@@ -12,6 +12,7 @@ from fewstep.nodes.live_plan import Malformed, live_plan
 
 CLASSES = fewstep.NODE_CLASS_MAPPINGS
 SOLVERS = [i for i, c in CLASSES.items() if hasattr(c, "SOLVER")]
+DRAWN = [i for i, c in CLASSES.items() if c.RETURN_TYPES == ("SAMPLER",)]
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +141,23 @@ def test_errors_are_named(change, kind, message):
     prompt["2"]["inputs"].update(change)
     error = plan(prompt)["error"]
     assert error["type"] == kind and message in error["message"]
+
+
+@pytest.mark.parametrize("node", DRAWN)
+def test_every_node_that_draws_has_a_plan(node):
+    prompt = graph("FewStepDPMSolverMultistep")
+    prompt["5"] = defaults(node)
+    if "sampler" in CLASSES[node].INPUT_TYPES()["required"]:
+        prompt["5"]["inputs"]["sampler"] = ["2", 0]
+    prompt["4"]["inputs"]["sampler"] = ["5", 0]
+    drawn = plan(prompt, "5")
+    if "moments" in CLASSES[node].INPUT_TYPES()["required"]:
+        assert drawn["error"]["type"] == "NotKnownYet" and "moments" in drawn["error"]["message"]
+        prompt["6"] = {"class_type": "FewStepLoadCalibration", "inputs": {"model": ["1", 0], "file": "no such file"}}
+        prompt["5"]["inputs"]["moments"] = ["6", 0]
+        assert plan(prompt, "5")["error"]["type"] == "OptionError"
+    else:
+        assert "error" not in drawn and drawn["basis"]["known"] and drawn["steps"] == 8
 
 
 def test_many_steps_and_circles_are_refused():
