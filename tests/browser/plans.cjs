@@ -1,4 +1,4 @@
-// The drawings in the nodes, as a user meets them: node plans.cjs '{"url", "chromium", "profile", "vue", "theme", "shots"}'.
+// The drawings in the nodes, as a user meets them: node plans.cjs '{"url", "chromium", "profile", "pack", "vue", "theme", "shots"}'.
 // Adds a node from the search box, changes widgets, saves and loads, runs a template, provokes an error. Prints what was seen.
 const { chromium, watch, open, run, openTemplate, FLAGS } = require("./drive.cjs");
 
@@ -74,6 +74,8 @@ async function main() {
       await window.app.extensionManager.setting.set("Comfy.ColorPalette", theme);
     }, [job.vue, job.theme]);
     await page.waitForTimeout(1500);
+    if (await page.locator("[role=dialog]").count()) await page.keyboard.press("Escape"); // the gallery that greets new users
+    await page.waitForTimeout(500);
 
     const id = await addFromSearch(page, "UniPC (FewStep)");
     seen.vueNodes = await page.locator("[data-node-id]").count();
@@ -104,7 +106,7 @@ async function main() {
     seen.reloaded = await settled(page, id, "8 evaluations");
     seen.reloadedValues = await page.evaluate(() => window.app.graph.serialize().nodes[0].widgets_values);
 
-    await openTemplate(page, "fewstep", "corrector_unic");
+    await openTemplate(page, job.pack, "corrector_unic");
     const kinds = await page.evaluate(() => Object.fromEntries(window.app.graph._nodes.map((n) => [n.type, n.id])));
     const schedule = kinds.FewStepSchedule ?? Object.entries(kinds).find(([kind]) => kind.endsWith("Schedule"))[1];
     seen.corrector = await settled(page, kinds.FewStepUniC, "Drawn from");

@@ -8,26 +8,17 @@ wheel. FEWSTEP_FRONTEND names a folder with another version of the frontend to t
 import json
 import os
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
-from chrome import CHROMIUM, FRONTENDS, NEEDS, OPTIONAL, PLAYWRIGHT, ROOT, errors, serving
+from chrome import FRONTENDS, NEEDS, OPTIONAL, ROOT, errors, serving, session
 
 pytestmark = NEEDS
 
 
 def drive(url, template, folder):
     """What ``drive.cjs`` saw while it ran a template."""
-    job = {"url": url, "chromium": CHROMIUM, "pack": "fewstep", "template": template, "profile": str(folder / "profile"),
-           "screenshot": os.environ.get("FEWSTEP_SCREENSHOT", str(folder / "page.png"))}
-    done = subprocess.run(
-        ["node", str(Path(__file__).with_name("drive.cjs")), json.dumps(job)], capture_output=True, text=True, timeout=240,
-        check=False, env={**os.environ, "FEWSTEP_PLAYWRIGHT": PLAYWRIGHT})
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
-    assert "broke" not in seen, seen
-    return seen
+    screenshot = os.environ.get("FEWSTEP_SCREENSHOT", str(folder / "page.png"))
+    return session("drive.cjs", folder, url=url, pack="fewstep", template=template, screenshot=screenshot)
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS, ids=lambda folder: "installed" if folder is None else "given")

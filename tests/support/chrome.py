@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -56,3 +57,14 @@ def errors(seen):
     """Uncaught errors and errors in the console, without those that say that an optional file is not there."""
     missing = [[text, url] for text, url in seen["console"] if "Failed to load resource" in text and OPTIONAL.search(url)]
     return seen["errors"] + [entry for entry in seen["console"] if entry not in missing]
+
+
+def session(script, folder, **job):
+    """What a script of ``tests/browser`` saw in a browser of its own, whose profile lies in ``folder``."""
+    job = {"chromium": CHROMIUM, "profile": str(folder / "profile"), **job}
+    done = subprocess.run(["node", str(ROOT / "tests" / "browser" / script), json.dumps(job)], capture_output=True, text=True,
+                          timeout=240, check=False, env={**os.environ, "FEWSTEP_PLAYWRIGHT": PLAYWRIGHT})
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert "broke" not in seen, seen
+    return seen
