@@ -23,6 +23,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "consistency": ("song2023consistency", "luo2023lcm"),
     "tcd": ("zheng2024tcd",),
     "teleport": ("wang2024gaussian",),
+    "dynamic_compensation": ("zhao2024dcsolver",),
+    "dualfast": ("yu2025dualfast",),
+    "fitted_plan": ("fu2025lsd",),
     "time_shift": ("li2024timeshift",),
 }
 

@@ -151,10 +151,11 @@ def test_every_node_that_draws_has_a_plan(node):
         prompt["5"]["inputs"]["sampler"] = ["2", 0]
     prompt["4"]["inputs"]["sampler"] = ["5", 0]
     drawn = plan(prompt, "5")
-    if "moments" in CLASSES[node].INPUT_TYPES()["required"]:
-        assert drawn["error"]["type"] == "NotKnownYet" and "moments" in drawn["error"]["message"]
+    calibrations = [name for name, (kind, _) in CLASSES[node].INPUT_TYPES()["required"].items() if kind == "FEWSTEP_CALIBRATION"]
+    if calibrations:
+        assert drawn["error"]["type"] == "NotKnownYet" and calibrations[0] in drawn["error"]["message"]
         prompt["6"] = {"class_type": "FewStepLoadCalibration", "inputs": {"model": ["1", 0], "file": "no such file"}}
-        prompt["5"]["inputs"]["moments"] = ["6", 0]
+        prompt["5"]["inputs"][calibrations[0]] = ["6", 0]
         assert plan(prompt, "5")["error"]["type"] == "OptionError"
     else:
         assert "error" not in drawn and drawn["basis"]["known"] and drawn["steps"] == 8
