@@ -74,8 +74,6 @@ async function main() {
       await window.app.extensionManager.setting.set("Comfy.ColorPalette", theme);
     }, [job.vue, job.theme]);
     await page.waitForTimeout(1500);
-    if (await page.locator("[role=dialog]").count()) await page.keyboard.press("Escape"); // the gallery that greets new users
-    await page.waitForTimeout(500);
 
     const id = await addFromSearch(page, "UniPC (FewStep)");
     seen.vueNodes = await page.locator("[data-node-id]").count();
