@@ -15,6 +15,7 @@ def frame_of(model: DemoModel) -> Frame:
     return frames.flow() if model.alphas_cumprod is None else frames.discrete_vp(model.alphas_cumprod).unit_alpha()
 
 
+@torch.no_grad()
 def sample(
     model: DemoModel, classes: Tensor, *, steps: int = 50, guidance: float = 1.0, seed: int = 0, solver: str = "ddim",
     size: tuple[int, int] = (8, 8), batch: int = 180,
