@@ -129,10 +129,8 @@ def make(job: Job) -> tuple[Trainer, LowRank]:
 def publish(job: Job, trainer: Trainer, adapter: LowRank) -> None:
     """Writes the averaged LoRA, with all that a loader needs in its header, and the log beside the other logs."""
     base = load(job.form).net.state_dict()
-    preset = trainer.objective.preset()
     facts = {
-        **preset, "timesteps": preset["times"], "rank": adapter.rank, "alpha": adapter.alpha,
-        "base": weights.path_of(job.form).stem,
+        **trainer.objective.preset(), "rank": adapter.rank, "alpha": adapter.alpha, "base": weights.path_of(job.form).stem,
         "base_fingerprint": Fingerprint.of({f"{PREFIX}{name}": value for name, value in base.items()}).to_data(),
         "training": asdict(job),
     }

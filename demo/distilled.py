@@ -2,33 +2,30 @@
 
 import copy
 import functools
-import json
 from dataclasses import dataclass
 
-from ..samplers import Plan, grids, make_plan
-from ..samplers.distillation import LowRank, read_metadata
+from ..samplers import Plan
+from ..samplers.adapters import ModelTimes, Overrides, load_adapter, merge, open_adapter, settings_for, targets_of
 from . import weights
 from .errors import DemoError
 from .model import DemoModel, load
 from .sampling import frame_of
 from .schedule import TRAIN_STEPS, k_sigmas
 
-# an SDE step of endless strength renews all of the noise
-_SAMPLERS = {"ddim": ("ddim", {}), "renoise": ("dpm_solver_sde_multistep", {"order": 1, "eta": 1e9})}
-
 
 @dataclass(frozen=True)
 class Distilled:
     """A LoRA on its base model.
 
-    ``model`` is a copy of the base with the LoRA added as it runs; sample it with ``plan`` and guidance 1.
-    ``guidance`` is what was trained in; ``facts`` are the file's own, as text.
+    ``model`` is a copy of the base with the LoRA merged into it; sample it with ``plan`` and guidance 1.
+    ``guidance`` is what was trained in; ``facts`` are the texts of the file's header, ``report`` is the loader's.
     """
 
     model: DemoModel
     plan: Plan
     guidance: float
     facts: dict[str, str]
+    report: str
 
 
 def names() -> list[str]:
@@ -39,21 +36,20 @@ def names() -> list[str]:
 @functools.cache
 def load_distilled(name: str) -> Distilled:
     """The LoRA ``name`` on its base, in float32 on the CPU, with the sampler and the noise levels that its file states."""
-    path = weights.lora_path(name)
-    if not path.is_file():
+    if name not in names():
         raise DemoError(f"the demo has the LoRAs {', '.join(names())}; got {name!r}")
-    facts = read_metadata(path)
+    file = open_adapter(weights.lora_path(name))
+    facts = {key.removeprefix("fewstep."): text for key, text in file.metadata.items()}
     base = load(facts["base"].removeprefix("digits_"))
     net = copy.deepcopy(base.net)
-    LowRank.load(net, path).enabled = True
+    adapter = load_adapter(file, targets_of(net), {})
+    for patch in adapter.patches:
+        weight = net.get_parameter(patch.key.removeprefix("diffusion_model."))
+        weight.copy_(merge(weight, [(patch, 1.0)]))
     model = DemoModel(net, base.form, base.prediction, base.alphas_cumprod, base.metadata)
-    times = json.loads(facts["times"])
-    if base.alphas_cumprod is None:
-        levels = [(t + 1) / TRAIN_STEPS for t in times]
-    else:
-        levels = k_sigmas(base.alphas_cumprod)[times].tolist()
-    solver, options = _SAMPLERS[facts["update"]]
-    frame = frame_of(model)
-    plan = make_plan(solver, frame, grids.from_sigmas(frame, [*levels, 0.0]), **options)
+    table = None if base.alphas_cumprod is None else k_sigmas(base.alphas_cumprod).tolist()
+    times = ModelTimes(table is None, None if table is None else list(range(TRAIN_STEPS)), table)
+    settings = settings_for(adapter.detection.preset, Overrides(), times, adapter.report)
+    plan = settings.recipe.resolve(frame_of(model), settings.sigmas)
     assert isinstance(plan, Plan)
-    return Distilled(model, plan, float(facts["guidance"]), facts)
+    return Distilled(model, plan, float(facts["guidance"]), facts, adapter.report.text)

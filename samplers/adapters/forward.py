@@ -87,6 +87,16 @@ class ForwardAdditions(torch.nn.Module):
                 handle.remove()
 
 
+def up_of_down(layer: Any, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """up(down(x)) of a linear or convolution ``layer``: what the weight ``up @ down`` would add to its output."""
+    spatial = down.ndim - 2
+    if spatial == 0:
+        return functional.linear(functional.linear(x, down), up.flatten(1))
+    convolve = _CONVOLUTIONS[spatial]
+    inner = convolve(x, down, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return convolve(inner, up.reshape(*up.shape[:2], *(1,) * spatial))
+
+
 class _Addition:
     """A forward hook that adds one layer's change to its output."""
 
@@ -97,18 +107,11 @@ class _Addition:
 
     def __call__(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         x = inputs[0]
-        down, up = self.down.to(x.device, x.dtype), self.up.to(x.device, x.dtype)
-        spatial = down.ndim - 2
-        if spatial == 0:
-            change = functional.linear(functional.linear(x, down), up.flatten(1))
-        else:
-            convolve = _CONVOLUTIONS[spatial]
-            inner = convolve(x, down, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-            change = convolve(inner, up.reshape(*up.shape[:2], *(1,) * spatial))
+        change = up_of_down(layer, x, self.down.to(x.device, x.dtype), self.up.to(x.device, x.dtype))
         change = change * self.strength.to(change.dtype)
         if self.part is None:
             return torch.add(output, change, alpha=self.factor)
-        axis = output.ndim - 1 if spatial == 0 else 1
+        axis = output.ndim - 1 if self.down.ndim == 2 else 1
         result = output.clone()
         result.narrow(axis, self.part[1], self.part[2]).add_(change, alpha=self.factor)
         return result

@@ -7,7 +7,7 @@ says what to draw and what to lower; `Trainer` knows only the `Objective` protoc
 
 from .dmd2 import DMD2
 from .hipa import high_pass, hipa_loss
-from .lora import LowRank, read_metadata, switched
+from .lora import LowRank, switched
 from .objective import EMPTY, Batch, Context, Denoiser, Draws, Objective, guided
 from .optimiser import Optimiser
 from .preference import ddim_posterior, log_prob, preference_loss, renoise_step
@@ -18,5 +18,5 @@ from .trainer import Trainer, TrainingProgress, TrainSettings
 __all__ = [
     "Batch", "Context", "DMD2", "Denoiser", "Draws", "EMPTY", "LowRank", "Objective", "Optimiser", "TDM", "TimeTable",
     "TrainSettings", "Trainer", "TrainingProgress", "ddim_posterior", "denoiser_on", "guided", "high_pass", "hipa_loss",
-    "log_prob", "preference_loss", "read_metadata", "renoise_step", "switched",
+    "log_prob", "preference_loss", "renoise_step", "switched",
 ]

@@ -15,21 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import OptionError, TrainingError, check_integer
+from ..adapters.forward import up_of_down
+from ..errors import OptionError, check_integer
 from ..plan_io import write_atomically
 from .objective import Denoiser
 
 PREFIX = "diffusion_model."  # the host's own name of the network, which every LoRA loader of it understands
-_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
 class _Pair(nn.Module):
-    """``down`` and ``up`` of one layer, and the hook that adds them."""
+    """``down`` and ``up`` of one layer."""
 
     def __init__(self, layer: nn.Module, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -38,14 +36,6 @@ class _Pair(nn.Module):
         down = torch.empty(rank, *weight.shape[1:], dtype=torch.float32).uniform_(-bound, bound, generator=generator)
         self.down = nn.Parameter(down.to(weight.device))
         self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, *(1,) * (weight.ndim - 2), device=weight.device))
-
-    def forward(self, layer: Any, x: Tensor) -> Tensor:
-        """up(down(x)) in the adapter's dtype."""
-        x = x.to(self.down.dtype)
-        if isinstance(layer, nn.Linear):
-            return F.linear(F.linear(x, self.down), self.up)
-        convolve = _CONVOLUTIONS[self.down.ndim]
-        return convolve(convolve(x, self.down, None, layer.stride, layer.padding, layer.dilation), self.up)
 
 
 class LowRank:
@@ -84,7 +74,7 @@ class LowRank:
         def add(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
             if not self.enabled:
                 return None
-            change: Tensor = self.alpha / self.rank * pair(layer, inputs[0])
+            change = self.alpha / self.rank * up_of_down(layer, inputs[0].to(pair.down.dtype), pair.down, pair.up)
             return output + change.to(output.dtype)
 
         return add
@@ -126,45 +116,6 @@ class LowRank:
         facts = {f"fewstep.{key}": v if isinstance(v, str) else json.dumps(v) for key, v in metadata.items()}
         tensors = {key: value.to("cpu", dtype) for key, value in self.tensors(values, prefix).items()}
         write_atomically(Path(path), save(tensors, facts))
-
-    @classmethod
-    def load(cls, network: nn.Module, path: str | Path, prefix: str = PREFIX) -> LowRank:
-        """The adapters that ``save`` wrote, on ``network``. Raises TrainingError if the file is not one, or does not fit.
-
-        For one's own files; foreign formats are the work of the distilled-LoRA loader.
-        """
-        path = Path(path)
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"{path.name} is not a readable safetensors file: {error}") from error
-        end = ".lora_down.weight"
-        names = [key[len(prefix) : -len(end)] for key in tensors if key.startswith(prefix) and key.endswith(end)]
-        wanted = {f"{prefix}{name}.{part}" for name in names for part in ("lora_down.weight", "lora_up.weight", "alpha")}
-        if not names or wanted != set(tensors):
-            raise TrainingError(f"{path.name} does not hold lora_down, lora_up and alpha of each layer under {prefix!r}")
-        unknown = sorted(set(names) - {name for name, _ in network.named_modules()})
-        if unknown:
-            raise TrainingError(f"{path.name} holds layers that the network has not: {', '.join(unknown[:5])}")
-        first = f"{prefix}{names[0]}"
-        made = cls(
-            network, len(tensors[first + end]), alpha=float(tensors[f"{first}.alpha"]),
-            match=f"^({'|'.join(map(re.escape, names))})$",
-        )
-        for key, value in made.tensors(prefix=prefix).items():
-            if tensors[key].shape != value.shape or (value.ndim == 0 and tensors[key] != value):
-                made.remove()
-                raise TrainingError(f"{path.name}: {key} is {list(tensors[key].shape)}, the network needs {list(value.shape)}")
-            value.copy_(tensors[key])
-        return made
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The ``fewstep.*`` entries of a LoRA file's header, without the prefix; empty for files of others."""
-    with safe_open(Path(path), "pt") as file:
-        found = file.metadata() or {}
-    return {key.removeprefix("fewstep."): value for key, value in found.items() if key.startswith("fewstep.")}
 
 
 def switched(denoiser: Denoiser, adapter: LowRank) -> Denoiser:

@@ -101,7 +101,7 @@ def preset(method: str, times: list[int], update: Literal["ddim", "renoise", "x0
     guidance to sample with (1: what was trained in, ``guidance`` of the settings, is not to be added again).
     """
     return {
-        "method": method, "steps": len(times), "times": times, "update": update, "cfg": 1, "guidance": settings["guidance"],
+        "method": method, "steps": len(times), "timesteps": times, "update": update, "cfg": 1, "guidance": settings["guidance"],
         "objective": settings,
     }
 

@@ -134,3 +134,14 @@ def test_the_lora_loaders_report_follows_the_workflow(server, comfy_folder):
     assert "1 of 1 modules used" in text and "confidence high" in text and "SamplerCustom" not in text
     assert report(1.0, 2) is None
     assert "WARNING: SamplerCustom after this node has CFG 7" in report(7.0, 2)
+
+
+def test_the_shipped_loras_by_the_hosts_loader_and_by_the_packs(numbers):
+    found = numbers("adapters.shipped")
+    assert len(found) >= 6
+    for name, case in found.items():
+        assert case["mapped"] == case["applied"] == case["modules"] > 20, name
+        assert case["weights"] < ROUNDING and case["x_0"] < 1e-4 < 1e-2 < case["without"], name
+        assert case["sigmas"] == pytest.approx(case["planned"], rel=1e-6) and (case["cfg"], case["steps"]) == (1, 4), name
+        assert case["sure"] and case["finite"] and case["warnings"] == 0, name
+        assert len(case["other"]) == 2 and all(case["other"].values()), name

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from hosted import LATENT, Pack, difference, noise_like, sample, start_host, stock
+from hosted import LATENT, ROOT, Pack, difference, noise_like, sample, start_host, stock
 from model_zoo import conditioning, flux, patcher, sd15, sdxl, wan
 from safetensors.torch import save_file
 
@@ -31,12 +31,16 @@ class Loras:
 
     def load(self, model, tensors, metadata=None, node="FewStepLoadDistilledLoRA", name="test.safetensors", **widgets):
         """The node's outputs."""
+        return self.load_shipped(model, self.write(tensors, metadata, name), node, **widgets)
+
+    def load_shipped(self, model, name, node="FewStepLoadDistilledLoRA", **widgets):
+        """The same for a file that is there."""
         values = {}
         for group in ("required", "optional"):
             for label, (_, settings) in self.pack.nodes[node].INPUT_TYPES().get(group, {}).items():
                 if "default" in settings:
                     values[label] = settings["default"]
-        values.update(model=model, lora_name=self.write(tensors, metadata, name), **widgets)
+        values.update(model=model, lora_name=name, **widgets)
         return self.pack.run(node, **values)["result"]
 
 
@@ -459,6 +463,39 @@ def both_hosts():
             "reports": report == e_report, "merged": len(merged),
             "fingerprint": embedded.weights(loaded)[1] == pack.part("nodes.comfy").ComfyHost().weights(ours)[1],
         }
+    return out
+
+
+def shipped():
+    """The demo model's own LoRAs: by the host's loader and by the pack's, on their base and on the other forms."""
+    start_host()
+    import comfy.lora
+    import comfy.utils
+
+    pack, out = Pack(), {}
+    loras, distilled = Loras(pack), pack.part("demo.distilled")
+    for name in distilled.names():
+        ours = distilled.load_distilled(name)
+        model, *conds = pack.demo(ours.model.form)
+        tensors = comfy.utils.load_torch_file(str(ROOT / "demo" / "weights" / "loras" / f"{name}.safetensors"))
+        patches = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}))
+        stocked = model.clone()
+        case = {"modules": len(tensors) // 3, "mapped": len(patches), "applied": len(stocked.add_patches(patches, 1.0))}
+        patched, _, sampler, sigmas, cfg, steps, report = loras.load_shipped(model, f"{name}.safetensors")
+        a, b = weights(stocked), weights(patched)
+        case["weights"] = max(difference(a[k], b[k]) for k in a)
+        noise = noise_like(LATENT)
+        level = float(sigmas[1])
+        found, plain = (sample(m, *conds, stock("euler"), torch.tensor([level, 0.0]), LATENT, noise) for m in (patched, model))
+        expected = ours.model.denoiser(pack.part("demo.text").encode("3"))(noise * level, torch.full((2,), level))
+        case.update(
+            x_0=difference(found, expected), without=difference(plain, expected), sigmas=sigmas.tolist(), cfg=cfg, steps=steps,
+            planned=[node.sigma for node in ours.plan.nodes], warnings=report.count("WARNING"), sure="confidence high" in report,
+            finite=bool(torch.isfinite(sample(patched, *conds, sampler, sigmas, LATENT, noise, cfg)).all()),
+        )
+        others = {form: loras.load_shipped(pack.demo(form)[0], f"{name}.safetensors")[-1] for form in ("eps", "v", "flow")}
+        case["other"] = {form: "the loaded model is another one" in text for form, text in others.items() if form != ours.model.form}
+        out[name] = case
     return out
 
 

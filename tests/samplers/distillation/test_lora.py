@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from fewstep.samplers.distillation import LowRank, read_metadata, switched
-from fewstep.samplers.errors import OptionError, TrainingError
-from safetensors.torch import load_file, save_file
+from fewstep.samplers import adapters
+from fewstep.samplers.distillation import DMD2, TDM, LowRank, switched
+from fewstep.samplers.errors import OptionError
+from safetensors.torch import load_file
 from torch import nn
 
 
@@ -92,14 +93,13 @@ def test_half_precision_base_keeps_its_dtype():
 
 
 @torch.no_grad()
-def test_file_round_trip(tmp_path):
+def test_the_loader_reads_what_was_trained(tmp_path):
+    """A file, through the distilled-LoRA loader, gives the outputs of the student in memory, and its header the settings."""
     network = small()
     adapter = filled(network, rank=2, alpha=1.0)
     path = tmp_path / "lora.safetensors"
-    adapter.save(path, {"method": "tdm", "timesteps": [999, 499]}, dtype=torch.float32)
+    adapter.save(path, {**TDM(2, 3.0).preset(), "base": "small"}, dtype=torch.float32)
     assert [p.name for p in tmp_path.iterdir()] == ["lora.safetensors"]
-    assert read_metadata(path) == {"method": "tdm", "timesteps": "[999, 499]"}
-    assert json.loads(read_metadata(path)["timesteps"]) == [999, 499]
     tensors = load_file(path)
     assert set(tensors) == {
         f"diffusion_model.{n}.{p}" for n in "03" for p in ("lora_down.weight", "lora_up.weight", "alpha")
@@ -110,31 +110,25 @@ def test_file_round_trip(tmp_path):
     with adapter.active():
         expected = network(x)
     other = small()
-    loaded = LowRank.load(other, path)
-    assert (loaded.rank, loaded.alpha) == (2, 1.0)
-    with loaded.active():
-        assert torch.equal(other(x), expected)
+    file = adapters.open_adapter(path)
+    loaded = adapters.load_adapter(file, adapters.targets_of(other), {})
+    for patch in loaded.patches:
+        weight = other.get_parameter(patch.key.removeprefix("diffusion_model."))
+        weight.copy_(adapters.merge(weight, [(patch, 1.0)]))
+    torch.testing.assert_close(other(x), expected, rtol=1e-5, atol=1e-5)
+    assert file.metadata["fewstep.base"] == "small" and json.loads(file.metadata["fewstep.objective"])["guidance"] == 3.0
+    found = loaded.detection
+    assert (found.confidence, found.preset.method, found.preset.steps, found.preset.cfg) == ("high", "TDM", 2, 1)
+    assert found.preset.solver == "ddim" and found.preset.grid == {"kind": "times", "times": {"2": [999.0, 499.0]}}
+    adapter.save(path, DMD2().preset())
+    again = adapters.load_adapter(adapters.open_adapter(path), adapters.targets_of(other), {}).detection.preset
+    assert (again.method, again.solver, again.steps) == ("DMD2", "consistency", 4)
 
 
-def test_what_cannot_be_adapted_or_loaded(tmp_path):
+def test_what_cannot_be_adapted():
     with pytest.raises(OptionError, match="no linear or convolution layer.*'attn'"):
         LowRank(small(), 2, match="attn")
     with pytest.raises(OptionError, match="rank is 0"):
         LowRank(small(), 0)
     with pytest.raises(OptionError, match="0 is a grouped"):
         LowRank(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), 2)
-    path = tmp_path / "lora.safetensors"
-    filled(small(), rank=2).save(path, {})
-    with pytest.raises(TrainingError, match=r"lora_down\.weight is \[2, 4, 3, 3\], the network needs \[2, 6, 3, 3\]"):
-        LowRank.load(nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.SiLU(), nn.SiLU(), nn.Conv2d(8, 4, 1)), path)
-    with pytest.raises(TrainingError, match=r"layers that the network has not: 3$"):
-        LowRank.load(nn.Sequential(nn.Conv2d(4, 8, 3, padding=1)), path)
-    with pytest.raises(TrainingError, match="does not hold lora_down"):
-        LowRank.load(small(), path, prefix="other.")
-    path.write_bytes(b"no header")
-    with pytest.raises(TrainingError, match="not a readable safetensors file"):
-        LowRank.load(small(), path)
-    save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(TrainingError, match="does not hold"):
-        LowRank.load(small(), path)
-    assert read_metadata(path) == {}

@@ -169,11 +169,11 @@ def test_tdm_times():
 
 def test_presets_name_what_a_loader_needs():
     assert TDM(2, 3.0).preset() == {
-        "method": "tdm", "steps": 2, "times": [999, 499], "update": "ddim", "cfg": 1, "guidance": 3.0,
+        "method": "tdm", "steps": 2, "timesteps": [999, 499], "update": "ddim", "cfg": 1, "guidance": 3.0,
         "objective": {"steps": 2, "guidance": 3.0, "total": 1000, "separate": True, "huber": 1e-3},
     }
     assert DMD2((499,)).preset() == {
-        "method": "dmd2", "steps": 1, "times": [499], "update": "renoise", "cfg": 1, "guidance": 8.0,
+        "method": "dmd2", "steps": 1, "timesteps": [499], "update": "renoise", "cfg": 1, "guidance": 8.0,
         "objective": {"times": (499,), "guidance": 8.0, "ratio": 5},
     }
 
