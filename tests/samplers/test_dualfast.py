@@ -251,7 +251,7 @@ def test_correctors_given_later_go_below():
 
 
 @pytest.mark.parametrize("wiring", ["paper", "target", "label"])
-@pytest.mark.parametrize(("solver", "options"), [("ddim", {}), ("unipc", {"order": 2}), ("deis_ab", {})], ids=str)
+@pytest.mark.parametrize(("solver", "options"), [("ddim", {}), ("unipc", {"order": 2}), ("ipndm", {"order": 2})], ids=str)
 def test_time_shift_mixes_at_the_relabelled_level(solver, options, wiring):
     frame = SCALINGS["unit"]
     shift = {"window": 60, "cutoff": 50.0, "wiring": wiring}
