@@ -46,12 +46,14 @@ def live_plan(data: Any) -> dict[str, Any]:
     Raises:
         Malformed: the request cannot be read.
     """
-    from ..samplers.errors import FewStepError
+    from ..samplers.errors import CalibrationWarning, FewStepError
     from .host import HostError
 
     prompt, node = _checked(data)
     try:
-        return {"node": node, **_plan_of(LiveGraph(prompt), node)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)  # said in the run
+            return {"node": node, **_plan_of(LiveGraph(prompt), node)}
     except (FewStepError, HostError, Unknown) as error:
         kind = "NotKnownYet" if isinstance(error, Unknown) else type(error).__name__
         return {"node": node, "error": {"type": kind, "message": str(error)}}
@@ -167,7 +169,7 @@ def basis(model: KnownModel, steps: Steps) -> dict[str, Any]:
 def _drawn(recipe: Recipe, model: KnownModel, steps: Steps) -> dict[str, Any]:
     from ..samplers import Plan
     from ..samplers.describe import describe
-    from ..samplers.errors import CalibrationWarning, OptionError
+    from ..samplers.errors import OptionError
     from ..samplers.plotting import coefficient_table
 
     count = len(steps.sigmas) - 1
@@ -175,9 +177,7 @@ def _drawn(recipe: Recipe, model: KnownModel, steps: Steps) -> dict[str, Any]:
         raise Unknown("there are no steps: the latent is passed on as it is")
     if count > MAX_STEPS:
         raise OptionError(f"plans of more than {MAX_STEPS} steps are not drawn; this one has {count} and runs all the same")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)  # said in the run
-        plan = recipe.resolve(frame_of(model.model_sampling), steps.sigmas)
+    plan = recipe.resolve(frame_of(model.model_sampling), steps.sigmas)
     table, inner, text = None, [], ""
     if isinstance(plan, Plan):
         values, rows, columns = coefficient_table(plan)
