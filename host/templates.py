@@ -40,7 +40,7 @@ def node(kind: str, title: str | None = None, /, **inputs: Any) -> dict[str, Any
 
     specs = input_specs(all_classes()[kind])
     known = {
-        name: spec.options.get("default", spec.type[0] if isinstance(spec.type, list) else None)
+        name: spec.options.get("default", next(iter(spec.type), None) if isinstance(spec.type, list) else None)
         for name, spec in specs.items() if isinstance(spec.type, list) or spec.type in WIDGETS
     }
     ordered = {name: inputs.get(name, known.get(name)) for name in specs if name in inputs or name in known}
@@ -224,8 +224,6 @@ def calibrated() -> dict[str, Prompt]:
         "calibrated_teleport": ("FewStepDPMSolverMultistep", {}, "5", 1, 2.0, {
             "19": loaded("moments", 2.0),
             "20": node("FewStepTeleport", sampler=["5", 0], moments=["19", 0], mode="mean", rest="regrid")}),
-        "calibrated_dpm_solver_v3": ("FewStepDPMSolverMultistep", {}, "2", 4, 2.0, {
-            "19": loaded("statistics", 2.0), "20": node("FewStepDPMSolverV3", statistics=["19", 0])}),
         "corrector_time_shift": ("FewStepDPMSolverMultistep", {}, "6", 1, 2.0, {
             "20": node("FewStepTimeShift", sampler=["5", 0])}),
         "corrector_dualfast": ("FewStepDDIM", {}, "9", 2, 2.0, {"20": node("FewStepDualFast", sampler=["5", 0])}),

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from .checks import check_start, checked
 from .errors import DenoiserError, Interrupted, NoiseError, PlanError
 from .grids import Node
 from .hooks import Hook
@@ -146,7 +147,7 @@ class Engine:
         denoiser = self._denoiser
         for hook in self._hooks:
             denoiser = partial(hook.evaluate, stage, denoiser=denoiser)
-        denoised = _checked(denoiser(y, sigma), y, self.evaluations, stage.node.sigma)
+        denoised = checked(denoiser(y, sigma), y, self.evaluations, stage.node.sigma)
         self.evaluations += 1
         self._levels.append(stage.node.sigma)
         return denoised
@@ -214,7 +215,7 @@ def run(
         NoiseError: a stochastic plan without noise or seed, or noise that does not fit.
         Interrupted: ``should_stop`` said so.
     """
-    _check_start(x)
+    check_start(x)
     fixed = plan if isinstance(plan, Plan) else None
     if fixed is not None:
         _check_sample(fixed, x)
@@ -248,29 +249,6 @@ def run(
         engine.advance(fixed.final)
     engine.check_finite()
     return engine.x.clone() if engine.x is x else engine.x
-
-
-def _checked(denoised: torch.Tensor, y: torch.Tensor, k: int, sigma: float) -> torch.Tensor:
-    where = f"at evaluation {k} (sigma {sigma:.6g}) the denoiser returned"
-    if not isinstance(denoised, torch.Tensor):
-        raise DenoiserError(f"{where} {type(denoised).__name__}, expected a tensor of shape {tuple(y.shape)}")
-    if denoised.shape != y.shape:
-        raise DenoiserError(f"{where} shape {tuple(denoised.shape)}, expected the state's shape {tuple(y.shape)}")
-    if denoised.dtype != y.dtype:
-        raise DenoiserError(f"{where} {denoised.dtype}, expected the state's {y.dtype}: convert its result with .to(x.dtype)")
-    if denoised.device != y.device:
-        raise DenoiserError(f"{where} a tensor on {denoised.device}, expected the state's {y.device}")
-    # a denoiser may hand back its input; rows written in place must not reach a stored output
-    same = denoised.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
-    return denoised.clone() if same else denoised
-
-
-def _check_start(x: torch.Tensor) -> None:
-    if not isinstance(x, torch.Tensor) or x.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        what = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-        raise PlanError(f"the start state is {what}, expected a tensor of float64, float32, bfloat16 or float16")
-    if x.ndim < 2 or x.numel() == 0:
-        raise PlanError(f"the start state has shape {tuple(x.shape)}, expected a batch [B, ...] with at least one element")
 
 
 def fitted(c: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -178,7 +178,8 @@ def _relaxed(offset: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor, sett
     """One step of the starts against their gradient, and back into the ball."""
     def norm(tensor: torch.Tensor) -> torch.Tensor:
         """[B, 1, ...]."""
-        return torch.linalg.vector_norm(tensor.flatten(1), dim=1).reshape(-1, *(1,) * (tensor.ndim - 1))
+        length: torch.Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+        return length.reshape(-1, *(1,) * (tensor.ndim - 1))
 
     radius = settings.relaxation * norm(x)
     moved: torch.Tensor = offset - 0.1 * radius * gradient / norm(gradient).clamp(min=1e-30)

@@ -24,7 +24,8 @@ def high_pass(images: Tensor, radius: float = 0.25) -> Tensor:
     kept = (rows[:, None] ** 2 + columns[None] ** 2).sqrt() > radius
     # half precision has no Fourier transform of every size
     wide = images if images.dtype == torch.float64 else images.float()
-    return torch.fft.irfft2(torch.fft.rfft2(wide) * kept, s=(height, width)).to(images.dtype)
+    passed: Tensor = torch.fft.irfft2(torch.fft.rfft2(wide) * kept, s=(height, width))
+    return passed.to(images.dtype)
 
 
 def hipa_loss(

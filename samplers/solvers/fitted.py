@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ..calibration.store import Calibration, resolve
 from ..errors import CalibrationError
 from ..frames import Frame, edm, flow, linear_vp
 from ..grids import Grid
 from ..plan import Plan
-
-if TYPE_CHECKING:
-    from ..calibration.store import Calibration
 
 
 def fitted_plan(grid: Grid, *, calibration: str | Calibration = "") -> Plan:
@@ -42,8 +38,6 @@ def trial_grid(calibration: str | Calibration) -> Grid:
 
 
 def _resolved(calibration: str | Calibration) -> Calibration:
-    from ..calibration import store
-
     if not calibration:
         raise CalibrationError("fitted_plan needs the reference of a calibration file: load one, or fit a plan to the model")
-    return store.resolve(calibration, "plan")
+    return resolve(calibration, "plan")
