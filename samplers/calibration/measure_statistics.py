@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -100,11 +101,9 @@ def measure_statistics(
     check_choice("derivative", derivative, tuple(EVALUATIONS))
     check_integer("batch", batch, 1, 4096)
     check_integer("smoothing", smoothing, 0, 1000)
-    lam, total = np.asarray(lambdas, np.float64), len(samples) if count is None else count
+    lam, total = _levels(lambdas), len(samples) if count is None else count
     if len(samples) < 1 or total < 2:
         raise CalibrationError(f"statistics need at least 2 samples, got {total if len(samples) else 0}")
-    if lam.ndim != 1 or len(lam) < 3 or not np.all(np.isfinite(lam)) or not np.all(np.diff(lam) > 0):
-        raise CalibrationError("statistics need at least 3 finite noise levels that rise, noise first; see lambda_grid")
     width, reach = (0.2, 0.02) if half_precision else (0.03, 0.005)
     model = Model(denoiser, frame, table_of(frame) if rounded else None, width, reach)
     like, draw = samples[0], draws or (lambda i, x: seeded_draws(seed, i, x))
@@ -129,27 +128,37 @@ def measure_statistics(
                 X = x_0 + np.exp(-lam[j]) * z
                 answer = model.respond(X, float(lam[j]), z, v, HOW[how])
                 found = terms_of(float(lam[j]), X, answer.D, answer.T, answer.v, answer.Jv, axes).cpu()
-                if not bool(torch.isfinite(found).all()):
-                    sigma = float(frame.sigma_of_lambda(lam[j]))
-                    raise CalibrationError(
-                        f"the model returned NaN or infinity at sigma {sigma:.6g}, samples {start} to {chosen[-1]}: run it in "
-                        "float32 or bfloat16, or leave those samples out"
-                    )
-                sums[j] += found
+                sums[j] += _finite(found, float(frame.sigma_of_lambda(lam[j])), chosen)
                 done = _state(sums, start, j + 1, how) if j + 1 < len(lam) else _state(sums, start + batch, 0, how)
                 job.advance(EVALUATIONS[HOW[how]] * len(chosen), done, _curves(sums))
             level = 0
-        terms = total * int(np.prod(like.shape)) // int(np.prod(shape))
-        statistics = Statistics.from_sums(lam, sums, terms, {"smoothing": smoothing})
-        gain = None if check is None else _gain(denoiser, check, statistics, [draw(total + i, like)[0] for i in range(batch)])
+        meta: dict[str, Any] = {
+            "method": "dpm_solver_v3", "guidance": float(guidance), "samples": total, "seeds": [seed], "derivative": HOW[how],
+            "per": per, "shape": list(like.shape), "points": len(lam), "lambda": [float(lam[0]), float(lam[-1])],
+            "rounded": rounded, "half_precision": half_precision, "smoothing": smoothing,
+        }
+        statistics = Statistics.from_sums(lam, sums, total * math.prod(like.shape) // math.prod(shape), meta)
         if check is not None:
+            gain = _gain(denoiser, check, statistics, [draw(total + i, like)[0] for i in range(batch)])
+            statistics = replace(statistics, meta={**statistics.meta, "gain": gain})
             job.advance(held_out.cost(_compared(check, None), check, batch), _state(sums, total, 0, how), _curves(sums))
-    meta: dict[str, Any] = {
-        "method": "dpm_solver_v3", "guidance": float(guidance), "samples": total, "seeds": [seed], "derivative": HOW[how],
-        "per": per, "shape": list(like.shape), "points": len(lam), "lambda": [float(lam[0]), float(lam[-1])],
-        "rounded": rounded, "half_precision": half_precision, "smoothing": smoothing,
-    }
-    return replace(statistics, meta={**meta, "terms": terms, **({} if gain is None else {"gain": gain})}).calibration()
+    return statistics.calibration()
+
+
+def _levels(lambdas: Sequence[float] | np.ndarray) -> np.ndarray:
+    lam = np.asarray(lambdas, np.float64)
+    if lam.ndim != 1 or len(lam) < 3 or not np.all(np.isfinite(lam)) or not np.all(np.diff(lam) > 0):
+        raise CalibrationError("statistics need at least 3 finite noise levels that rise, noise first; see lambda_grid")
+    return lam
+
+
+def _finite(found: torch.Tensor, sigma: float, chosen: range) -> torch.Tensor:
+    if not bool(torch.isfinite(found).all()):
+        raise CalibrationError(
+            f"the model returned NaN or infinity at sigma {sigma:.6g}, samples {chosen[0]} to {chosen[-1]}: run it in float32 or "
+            "bfloat16, or leave those samples out"
+        )
+    return found
 
 
 def _compared(grid: Grid, statistics: Statistics | None) -> dict[str, Plan]:

@@ -90,7 +90,7 @@ def test_the_curves_are_shown_with_their_ranges(host):
     shown = NODES["FewStepShowStatistics"]().show(CalibrationInput("x", made))
     image, text = shown["result"]
     assert image.shape[0] == 1 and image.shape[-1] == 3 and float(image.max()) > 0.5
-    assert "guidance: 4.0" in text and "lambda -3.000 to 3.000 in 21 levels" in text and "s -1.99 to 1.99" in text
+    assert "guidance: 4" in text and "lambda -3.000 to 3.000 in 21 levels" in text and "s -1.99 to 1.99" in text
     assert shown["ui"]["text"] == [text]
 
 
