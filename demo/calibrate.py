@@ -1,7 +1,7 @@
 """Make the calibrations that ship with the demo models: ``python -m fewstep.demo.calibrate`` writes ``demo/calibration``.
 
-They are made as a user makes them, by the calibrating nodes, at the guidance and steps of the templates. Ratios and plans that
-bring nothing on unseen noise are not kept.
+They are made as a user makes them, by the calibrating nodes, at the guidance and steps of the templates. What brings nothing
+on unseen noise is not kept.
 """
 
 import shutil
@@ -42,7 +42,10 @@ def main() -> None:
                 except NodeExecutionError as error:
                     print(f"{name}: {error}", flush=True)
                     continue
-                print(result.values["7"][1][0].splitlines()[2], name, flush=True)
+                verdict = result.values["7"][1][0].splitlines()[2]
+                print(verdict, name, flush=True)
+                if "NO GAIN" in verdict:
+                    continue
                 shutil.copy(Path(folder) / "fewstep" / f"{name}.safetensors", FOLDER)
 
 
