@@ -34,33 +34,36 @@ def lora_blocks(classes: Tensor, seed: int) -> list[Block]:
     for form, guidance in sorted({(d.model.form, d.guidance) for d in shipped.values()}):
         for name, d in shipped.items():
             if (d.model.form, d.guidance) == (form, guidance):
-                blocks.append((f"{name}: {d.plan.nfe} calls", draw(d.model, d.plan, classes, seed=seed)))
+                blocks.append((f"{name.removeprefix('digits_')}:\n{d.plan.nfe} calls", draw(d.model, d.plan, classes, seed=seed)))
         for steps in (4, 8):
             drawn = sample(load(form), classes, steps=steps, guidance=guidance, seed=seed, solver="dpm_solver_multistep")
             calls = steps * (1 if guidance == 1.0 else 2)
-            blocks.append((f"{form} alone: DPM-Solver++ 2M, {steps} steps, guidance {guidance:g}: {calls} calls", drawn))
+            blocks.append((f"{form}, guidance {guidance:g}, 2M {steps} steps:\n{calls} calls", drawn))
     return blocks
 
 
-def save_sheet(blocks: list[Block], path: Path, across: int) -> None:
-    """One block of latents [10 * COLUMNS, 4, 8, 8] beside another: a row per class, no sample chosen or left out."""
+def save_sheet(blocks: list[Block], path: Path, across: int, dpi: int = 75) -> None:
+    """Blocks of latents [10 n, 4, 8, 8] beside each other: a row of n per class, no sample chosen or left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    down = math.ceil(len(blocks) / across)
-    figure, axes = plt.subplots(down, across, figsize=(6.5 * across, 8 * down), constrained_layout=True, squeeze=False)
-    for axis, (title, latents) in zip(axes.flat, blocks, strict=True):
-        pictures = decode(latents).numpy()[..., 0].reshape(10, COLUMNS, 64, 64)
+    down, width = math.ceil(len(blocks) / across), 0.5 + 0.75 * len(blocks[0][1]) / 10
+    figure, axes = plt.subplots(down, across, figsize=(width * across, 8 * down), constrained_layout=True, squeeze=False)
+    for axis in axes.flat[len(blocks) :]:
+        axis.set_axis_off()
+    for axis, (title, latents) in zip(axes.flat, blocks, strict=False):
+        columns = len(latents) // 10
+        pictures = decode(latents).numpy()[..., 0].reshape(10, columns, 64, 64)
         padded = np.pad(pictures, ((0, 0), (0, 0), (2, 2), (2, 2)), constant_values=0.35)
-        axis.imshow(padded.transpose(0, 2, 1, 3).reshape(10 * 68, COLUMNS * 68), cmap="gray", vmin=0, vmax=1)
+        axis.imshow(padded.transpose(0, 2, 1, 3).reshape(10 * 68, columns * 68), cmap="gray", vmin=0, vmax=1)
         axis.set_title(title, fontsize=10)
         axis.set_yticks(34 + 68 * np.arange(10), [str(digit) for digit in range(10)])
         axis.set_ylabel("class")
-        axis.set_xticks(34 + 68 * np.arange(COLUMNS), [str(column + 1) for column in range(COLUMNS)])
+        axis.set_xticks(34 + 68 * np.arange(columns), [str(column + 1) for column in range(columns)])
         axis.set_xlabel("sample")
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=dpi)
     plt.close(figure)
 
 
@@ -73,9 +76,10 @@ def main() -> None:
     parser.add_argument("--out", default=str(Path(__file__).parent), help="folder for samples.png and distilled.png")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    classes = torch.arange(10).repeat_interleave(COLUMNS)
-    save_sheet(form_blocks(classes, args.steps, args.guidance, args.seed), Path(args.out) / "samples.png", 2)
-    save_sheet(lora_blocks(classes, args.seed), Path(args.out) / "distilled.png", 4)
+    classes = torch.arange(10)
+    many = classes.repeat_interleave(COLUMNS)
+    save_sheet(form_blocks(many, args.steps, args.guidance, args.seed), Path(args.out) / "samples.png", 2)
+    save_sheet(lora_blocks(classes.repeat_interleave(COLUMNS // 2), args.seed), Path(args.out) / "distilled.png", 7, dpi=55)
 
 
 if __name__ == "__main__":
