@@ -14,7 +14,7 @@ def blocks(name):
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.S)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/adding_a_solver.md", "docs/distilled_loras.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/adding_a_solver.md", "docs/distilled_loras.md", "docs/distillation.md"])
 def test_python_blocks_run(name, capsys):
     found = blocks(name)
     assert found
