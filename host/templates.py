@@ -231,6 +231,17 @@ def calibrated() -> dict[str, Prompt]:
     return {name: against_plain(name, *change) for name, change in changes.items()}
 
 
+def distilled_lora() -> Prompt:
+    """Four steps at CFG 1 with a distilled LoRA, which brings its own sampler and sigmas."""
+    prompt = common("eps", "4", 4)
+    prompt["5"] = node("FewStepLoadDistilledLoRA", model=["1", 0], lora_name="digits_eps_tdm_4steps_cfg2.safetensors")
+    prompt["6"] = sample("5", "5", "4", 1, 1.0)
+    prompt["6"]["inputs"] |= {"model": ["5", 0], "sampler": ["5", 2], "sigmas": ["5", 3]}
+    prompt["7"] = node("VAEDecode", samples=["6", 0], vae=["1", 2])
+    prompt["8"] = node("SaveImage", images=["7", 0], filename_prefix="distilled_lora")
+    return prompt
+
+
 def templates() -> dict[str, Prompt]:
     """Every template by name, in API form."""
     made = {name: text_to_digit(*settings, name) for name, settings in SOLVERS.items()}
@@ -238,6 +249,7 @@ def templates() -> dict[str, Prompt]:
         **made, "flow_in_four_steps": one_node(), "corrector_unic": corrected(), "image_to_image": image_to_image(),
         "inpainting": inpainting(), "four_solvers": comparison(), "two_solvers": two_solvers(),
         "stock_ksampler": stock_ksampler(), "stock_guider": stock_guider(), **calibrated(),
+        "distilled_lora": distilled_lora(),
     }
 
 
