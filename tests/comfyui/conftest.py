@@ -67,6 +67,11 @@ def lay(base):
     if not (base / "custom_nodes" / "few-step.pack").exists():
         (base / "custom_nodes" / "few-step.pack").symlink_to(ROOT)
     (base / "models" / "loras").mkdir(parents=True, exist_ok=True)
+    other = base / "custom_nodes" / "other_pack"  # with folders of the same names as the pack's
+    for folder in ("nodes", "samplers", "host"):
+        (other / folder).mkdir(parents=True, exist_ok=True)
+        (other / folder / "__init__.py").write_text(f"WHO = 'other {folder}'\n")
+    (other / "__init__.py").write_text(OTHER_PACK)
     return base
 
 
