@@ -18,6 +18,7 @@ from fewstep.samplers.analytic import GaussianMixture
 from fewstep.samplers.calibration.calibrate_ratios import calibrate_ratios
 from fewstep.samplers.calibration.held_out import refined
 from fewstep.samplers.calibration.search_ratios import Settings, draw_starts
+from tables import markdown
 
 BASES = {
     "DDIM": Recipe("ddim"), "DPM-Solver++ 2M": Recipe("dpm_solver_multistep", {"order": 2, "lower_order_final": "always"}),
@@ -79,12 +80,12 @@ def rows(
 def table(found: Sequence[Row]) -> str:
     """The rows as Markdown; a ratio below 1 in brackets is a gain."""
     head = ["grid", "guidance", "NFE", "base", "plain", *found[0].errors]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    lines = []
     for row in found:
         cells = [row.grid, f"{row.guidance:g}", str(row.nfe), row.base, f"{row.plain:.3g}"]
         cells += [f"{error:.3g} (x{error / row.plain:.2f})" for error in row.errors.values()]
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from fewstep.samplers import Recipe, frames, grids, run
 from fewstep.samplers.calibration import store
 from fewstep.samplers.errors import FewStepError
 from fewstep.samplers.solvers.fitted import fitted_grid
+from tables import markdown
 
 GUIDANCES = (1.0, 2.0, 4.0, 7.5)
 NFES = (5, 6, 8, 10, 20)
@@ -90,7 +91,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Per model and guidance: the best plain solver at each number of evaluations, and each calibration's share of its error."""
     heads = ("model", "guidance", "evaluations", "best plain solver", "its error", "calibrated: error (share of the best plain)",
              "plain solvers need")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
     for form, guidance in itertools.product(FORMS, GUIDANCES):
         own = [r for r in rows if r["form"] == form and r["guidance"] == guidance]
         plain = {nfe: min((r for r in own if r["nfe"] == nfe and r["method"] in PLAIN), key=lambda r: r["mse"]) for nfe in NFES}
@@ -99,9 +100,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             words = "; ".join(f"{r['method']} {r['mse']:.2e} ({r['mse'] / best['mse']:.2f})" for r in others)
             least = min((r["mse"] for r in others), default=None)
             reach = "" if least is None else next((str(n) for n in NFES if plain[n]["mse"] <= least), f"more than {NFES[-1]}")
-            lines.append(
-                f"| {form} | {guidance:g} | {nfe} | {best['method']}, {best['grid']} | {best['mse']:.2e} | {words} | {reach} |")
-    return "\n".join(lines) + "\n"
+            lines.append([
+                form, f"{guidance:g}", str(nfe), f"{best['method']}, {best['grid']}", f"{best['mse']:.2e}", words, reach])
+    return markdown(heads, lines) + "\n"
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from fewstep.samplers import Recipe, frames, grids, make_plan, run
 from fewstep.samplers.analytic import GaussianMixture, start_noise
 from fewstep.samplers.calibration.measure_statistics import lambda_grid, measure_statistics
 from fewstep.samplers.errors import CalibrationWarning
+from tables import markdown
 
 GRIDS = {
     "EDM, Karras from 80": (frames.edm(), "karras", {"t_T": 80.0, "t_0": 0.002}),
@@ -91,13 +92,13 @@ def table(found: Sequence[Row]) -> str:
     """The rows as Markdown; in brackets the ratio to the better base, below 1 a gain."""
     names = list(found[0].errors)
     head = ["mixture", "grid", "guidance", "NFE", *names]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    lines = []
     for row in found:
         base = min(row.errors[name] for name in BASES)
         cells = [str(row.mixture), row.grid, f"{row.guidance:g}", str(row.nfe)]
         cells += [f"{e:.2g}" + ("" if name in BASES else f" (x{e / base:.2g})") for name, e in row.errors.items()]
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from fewstep.samplers import Recipe, frames, grids, make_plan, run
 from fewstep.samplers.analytic import GaussianMixture, start_noise
 from fewstep.samplers.calibration.moments import from_denoiser, measure_range
+from tables import markdown
 
 BASES = {
     "DPM-Solver++ 2M": Recipe("dpm_solver_multistep", {"order": 2, "lower_order_final": "always"}),
@@ -78,12 +79,12 @@ def mse(a: torch.Tensor, b: torch.Tensor) -> float:
 def table(found: Sequence[Row]) -> str:
     """The rows as Markdown; a ratio below 1 in brackets is a gain."""
     head = ["grid", "guidance", "NFE", "base", "plain", *(f"{mode}, {rest}" for mode, rest in WAYS)]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    lines = []
     for row in found:
         cells = [row.grid, f"{row.guidance:g}", str(row.nfe), row.base, f"{row.plain:.3g}"]
         cells += [f"{error:.3g} (x{error / row.plain:.2f})" for error in row.errors.values()]
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from safetensors.torch import save as to_bytes
 from ..errors import CalibrationError
 
 SAVE_EVERY = 5.0  # seconds between writes of the partial state
+
+log = logging.getLogger("fewstep")
 
 Curves = Mapping[str, Sequence[float]]
 Report = Callable[[int, int, Curves], None]
@@ -73,7 +76,12 @@ class Job:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._write()  # at the end too: a longer calibration may be interrupted in a later part
+        try:
+            self._write()  # at the end too: a longer calibration may be interrupted in a later part
+        except CalibrationError as failed:
+            if error is None:
+                raise
+            log.warning("FewStep: %s", failed)  # what ended the work, an interruption above all, must reach the host
 
     def finish(self) -> None:
         """Deletes the partial state: the result is saved."""

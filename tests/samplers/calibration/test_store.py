@@ -119,3 +119,14 @@ def test_an_interrupted_job_goes_on_to_the_same_bits(tmp_path):
     partial.write_bytes(b"nonsense")
     with pytest.raises(CalibrationError, match="damaged"):
         Job(14, {"seed": 0}, partial=partial).resume()
+
+
+def test_a_failed_write_does_not_hide_an_interruption(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fewstep.samplers.plan_io.write_atomically", full)
+    with pytest.raises(KeyboardInterrupt):
+        work(Job(14, {"seed": 0}, partial=tmp_path / "x.partial"), stop=4)
+    with pytest.raises(CalibrationError, match="could not be written"):
+        work(Job(14, {"seed": 0}, partial=tmp_path / "x.partial"))
