@@ -1,6 +1,6 @@
 """Dynamic compensation and DualFast on the analytic mixture: mean-square error to the exact end, base solver against base solver.
 
-    python benchmarks/compensation.py
+    python -m fewstep.benchmarks.compensation
 
 Ratios are searched on ten starts and judged on sixteen others, both with the guidance that is sampled with; the comparison
 uses noise of its own. No method takes more evaluations than its base. "recommended" are the ratios that the calibration
@@ -18,7 +18,7 @@ from fewstep.samplers.analytic import GaussianMixture
 from fewstep.samplers.calibration.calibrate_ratios import calibrate_ratios
 from fewstep.samplers.calibration.held_out import refined
 from fewstep.samplers.calibration.search_ratios import Settings, draw_starts
-from tables import markdown
+from .tables import markdown
 
 BASES = {
     "DDIM": Recipe("ddim"), "DPM-Solver++ 2M": Recipe("dpm_solver_multistep", {"order": 2, "lower_order_final": "always"}),

@@ -1,6 +1,6 @@
 """Error per evaluation on the trained digit models: every named solver on its best grid, and the shipped calibrations.
 
-    python benchmarks/digits.py [--out docs/results] [--samples 20]
+    python -m fewstep.benchmarks.digits [--out docs/results] [--samples 20]
 
 Each cell is the mean-square difference of the end states to a 1000-step solution from the same noise, for noise that no
 calibration has seen, one prompt per digit. Plain solvers take the best of three grids; a calibration stands where one was
@@ -24,7 +24,7 @@ from fewstep.samplers import Recipe, frames, grids, run
 from fewstep.samplers.calibration import store
 from fewstep.samplers.errors import FewStepError
 from fewstep.samplers.solvers.fitted import fitted_grid
-from tables import markdown
+from .tables import markdown
 
 GUIDANCES = (1.0, 2.0, 4.0, 7.5)
 NFES = (5, 6, 8, 10, 20)
@@ -102,7 +102,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             reach = "" if least is None else next((str(n) for n in NFES if plain[n]["mse"] <= least), f"more than {NFES[-1]}")
             lines.append([
                 form, f"{guidance:g}", str(nfe), f"{best['method']}, {best['grid']}", f"{best['mse']:.2e}", words, reach])
-    return markdown(heads, lines) + "\n"
+    return markdown(heads, lines)
 
 
 def main() -> None:

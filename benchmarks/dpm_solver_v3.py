@@ -1,6 +1,6 @@
 """DPM-Solver-v3 on the analytic mixtures: mean-square error to the exact end, against its base with the same evaluations.
 
-    python benchmarks/dpm_solver_v3.py
+    python -m fewstep.benchmarks.dpm_solver_v3
 
 The statistics are measured with the guidance that is sampled with, on the model's own many-step samples of other noise than the
 comparison's. ``v3`` is the solver with this pack's defaults; ``v3, published`` has order 3 without and 2 with guidance, the
@@ -18,7 +18,7 @@ from fewstep.samplers import Recipe, frames, grids, make_plan, run
 from fewstep.samplers.analytic import GaussianMixture, start_noise
 from fewstep.samplers.calibration.measure_statistics import lambda_grid, measure_statistics
 from fewstep.samplers.errors import CalibrationWarning
-from tables import markdown
+from .tables import markdown
 
 GRIDS = {
     "EDM, Karras from 80": (frames.edm(), "karras", {"t_T": 80.0, "t_0": 0.002}),

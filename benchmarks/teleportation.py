@@ -1,6 +1,6 @@
 """Teleportation on the analytic mixture: mean-square error to the exact end, against the base solver with the same evaluations.
 
-    python benchmarks/teleportation.py
+    python -m fewstep.benchmarks.teleportation
 
 Moments and range are measured with the guidance that is sampled with, from noise that the comparison does not use. A jump to
 the measured range before `regrid` or `tail`; the number of steps is chosen so that every column takes the same evaluations.
@@ -15,7 +15,7 @@ import torch
 from fewstep.samplers import Recipe, frames, grids, make_plan, run
 from fewstep.samplers.analytic import GaussianMixture, start_noise
 from fewstep.samplers.calibration.moments import from_denoiser, measure_range
-from tables import markdown
+from .tables import markdown
 
 BASES = {
     "DPM-Solver++ 2M": Recipe("dpm_solver_multistep", {"order": 2, "lower_order_final": "always"}),

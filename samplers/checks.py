@@ -1,6 +1,8 @@
-"""What the engine asks of a start state and of a denoiser's results."""
+"""What the engine asks of a start state and of a denoiser's results: shapes, precision, finite numbers."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -30,3 +32,55 @@ def check_start(x: torch.Tensor) -> None:
         raise PlanError(f"the start state is {what}, expected a tensor of float64, float32, bfloat16 or float16")
     if x.ndim < 2 or x.numel() == 0:
         raise PlanError(f"the start state has shape {tuple(x.shape)}, expected a batch [B, ...] with at least one element")
+
+
+def check_sample(shape: tuple[int, ...] | None, x: torch.Tensor) -> None:
+    """Raises PlanError unless coefficients of ``shape`` (``Plan.sample_shape``) fit the samples of ``x``."""
+    if shape is None:
+        return
+    per_channel = math.prod(shape[1:]) == 1
+    wanted = (*shape[:1], *(1,) * (x.ndim - 2)) if per_channel else shape
+    if len(wanted) != x.ndim - 1 or any(c not in (1, s) for c, s in zip(wanted, x.shape[1:], strict=True)):
+        raise PlanError(
+            f"the plan's coefficients are made for samples of shape {list(shape)} (1: any size), the state's samples have "
+            f"{list(x.shape[1:])}: use a calibration of this model and size, or one with a number per channel"
+        )
+
+
+class Finiteness:
+    """Watches a run without reading the device: a number per evaluation, finite where all of the prediction is.
+
+    Attributes:
+        sigmas: the noise level of every evaluation.
+    """
+
+    def __init__(self) -> None:
+        self.sigmas: list[float] = []
+        self._numbers: list[torch.Tensor] = []
+        self._flags: list[torch.Tensor] = []
+
+    def note(self, denoised: torch.Tensor) -> None:
+        """Takes a prediction's sum: NaN and infinity survive it, and no other pass over the tensor is cheaper."""
+        # in float16 the sum itself would overflow; in the others a conversion would cost more than the sum
+        self._numbers.append(denoised.sum(dtype=torch.float32 if denoised.dtype == torch.float16 else None))
+
+    def flag(self, device: torch.device) -> torch.Tensor:
+        """A float32 zero in which a kernel may leave NaN in place of a sum; ``note_flag`` says that it did the work."""
+        if not self._flags:
+            self._flags = list(torch.zeros(32, device=device).unbind())
+        return self._flags[-1]
+
+    def note_flag(self) -> None:
+        """Takes the flag as the evaluation's number."""
+        self._numbers.append(self._flags.pop())
+
+    def check(self) -> None:
+        """Raises DenoiserError naming the first evaluation whose prediction held NaN or infinity. Reads the device once."""
+        finite = torch.isfinite(torch.stack([number.to(self._numbers[0].dtype) for number in self._numbers])).tolist()
+        if not all(finite):
+            k = finite.index(False)
+            raise DenoiserError(
+                f"evaluation {k} (sigma {self.sigmas[k]:.6g}) returned NaN or infinity. If it is the first one, the model "
+                "itself overflows: run it in float32 or bfloat16. If it is a later one, the sampling diverged: lower the "
+                "guidance scale or the order, or use data prediction"
+            )

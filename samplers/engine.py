@@ -6,19 +6,19 @@ host, so a GPU stays busy; whether every prediction was finite is checked once, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from .checks import check_start, checked
-from .errors import DenoiserError, Interrupted, NoiseError, PlanError
+from .checks import Finiteness, check_sample, check_start, checked
+from .errors import Interrupted, NoiseError
 from .grids import Node
 from .hooks import Hook
-from .lincomb import Combiner, Term, accumulation_dtype
+from .lincomb import Combiner, Sum, Term, accumulation_dtype
+from .memory import ahead_of, ends_of
 from .noise import NoiseSource, source_for
 from .plan import IDENTITY, Coefficient, Late, Memory, Plan, Row, Stage
 from .start import StartTransform
@@ -65,7 +65,8 @@ class Engine:
     """State of one run: the carried state ``x``, the stored outputs, and the buffers that rows write to."""
 
     def __init__(
-        self, denoiser: Denoiser, x: torch.Tensor, noise: NoiseSource | None, hooks: Sequence[Hook], keep_start: bool
+        self, denoiser: Denoiser, x: torch.Tensor, noise: NoiseSource | None, hooks: Sequence[Hook], keep_start: bool,
+        plain: bool = False,
     ) -> None:
         self.x = x
         self.outputs: dict[int, torch.Tensor] = {}
@@ -77,12 +78,14 @@ class Engine:
         self._start = x if keep_start else None
         self._given = x  # the caller's tensor, never written to
         self._y: torch.Tensor | None = None
+        self._ready = False  # whether _y already holds the next stage's state
         self._xi: torch.Tensor | None = None
+        self._plain = plain  # whether the coefficients are numbers
+        self._scales: dict[int, float] = {}  # of stored outputs that are kept up to a factor
         self._pool: list[torch.Tensor] = []
         self._own: set[int] = set()  # outputs that live in buffers of the engine
         self._combine = Combiner(x)
-        self._sums: list[torch.Tensor] = []
-        self._levels: list[float] = []
+        self.finite = Finiteness()
 
     def sigma_tensor(self, sigmas: Sequence[float]) -> torch.Tensor:
         """Noise levels as the denoiser gets them: on the state's device, float32 or, for float64 states, float64."""
@@ -90,19 +93,24 @@ class Engine:
 
     def combine(self, row: Row, out: torch.Tensor) -> torch.Tensor:
         """Evaluates ``row`` on the present state and outputs into ``out``, which may be the state itself."""
-        known = self._known
-        terms: list[Term] = [(known(c), self.outputs[j]) for j, c in row.m.items()]
-        if row.reads_x:
-            terms.append((known(row.x), self.x))
+        return self._combine(*self._terms(row, out))
+
+    def _terms(self, row: Row, out: torch.Tensor) -> tuple[list[Term], torch.Tensor, torch.Tensor | None]:
+        """What the combiner needs for ``row``; draws its noise."""
+        terms: list[Any] = [(row.x, self.x)] if row.reads_x else []
+        for j, c in row.m.items():
+            scale = self._scales.get(j)
+            terms.append((c if scale is None else c * scale, self.outputs[j]))  # type: ignore[operator]
         if row.reads_start:
-            assert self._start is not None
-            terms.append((known(row.x_T), self._start))
+            terms.append((row.x_T, self._start))
         if row.noise is not None:
             if self._noise is None:
                 raise NoiseError("the plan adds noise; give run() a seed, a noise source or the noise tensors")
             self._xi = torch.empty_like(self.x) if self._xi is None else self._xi
-            terms.append((known(row.noise.coefficient), self._noise(row.noise, self._xi)))
-        return self._combine(terms, out, None if row.offset is None else fitted(row.offset, self.x))
+            terms.append((row.noise.coefficient, self._noise(row.noise, self._xi)))
+        if not row.has_numbers:
+            terms = [(self._known(c), x) for c, x in terms]
+        return terms, out, None if row.offset is None else fitted(row.offset, self.x)
 
     def _known(self, c: Coefficient) -> float | torch.Tensor:
         if isinstance(c, Late):
@@ -112,35 +120,62 @@ class Engine:
     def advance(self, row: Row) -> None:
         """Replaces the carried state by ``row``, in place where the buffer is the engine's own."""
         if not row.is_identity:
-            self.x = self.combine(row, torch.empty_like(self.x) if self.x is self._given else self.x)
+            self.x = self.combine(row, self._target())
 
-    def execute(self, k: int, stage: Stage, sigma: torch.Tensor) -> torch.Tensor:
-        """Runs stage ``k``; returns the x_0 prediction. ``sigma`` [B] is what the denoiser is told."""
+    def _target(self) -> torch.Tensor:
+        return torch.empty_like(self.x) if self.x is self._given else self.x
+
+    def execute(self, k: int, stage: Stage, sigma: torch.Tensor, ahead: Row | None = None) -> torch.Tensor:
+        """Runs stage ``k``; returns the x_0 prediction.
+
+        Args:
+            sigma: [B], what the denoiser is told.
+            ahead: the next stage's predict row where nothing can change the state in between; it then shares a pass over
+                the tensors with this stage's rows.
+        """
         if stage.predict.is_identity:
             y = self.x
         else:
             if self._y is None:
                 self._y = torch.empty_like(self.x)
-            y = self.combine(stage.predict, self._y)
+            y = self._y if self._ready else self.combine(stage.predict, self._y)
+        self._ready = False
         denoised = self.evaluate(y, sigma, stage)
         for hook in self._hooks:
             denoised = hook.denoised(stage, y, denoised)
-        self._watch(denoised)
+        rows: list[Sum] = []
         if stage.stores_x_0:
             self.outputs[k] = denoised
         else:
             p, q = map(self._known, stage.store)
+            terms: list[Term] = [(p, y), (q, denoised)]
+            if self._plain:
+                self._scales[k], terms = _normalized(stage.store, y, denoised)
             buffer = self._pool.pop() if self._pool else torch.empty_like(y)
-            self.outputs[k] = self._combine([(p, y), (q, denoised)], buffer)
+            rows.append(Sum(terms, buffer))
+            self.outputs[k] = buffer
             self._own.add(k)
         if stage.carry is stage.predict and not stage.predict.is_identity:
             # the state becomes y; the old state's buffer serves the next y
             self._y, self.x = (None if self.x is self._given else self.x), y
-        else:
-            self.advance(stage.carry)
+        elif not stage.carry.is_identity:
+            rows.append(Sum(*self._terms(stage.carry, self._target())))
+            self.x = rows[-1].out
+        if ahead is not None and self._y is not None:
+            rows.append(Sum(*self._terms(ahead, self._y)))
+            self._ready = True
+        self._sum_up(rows, denoised)
         for hook in self._hooks:
             self.x = hook.state(stage, self.x)
         return denoised
+
+    def _sum_up(self, rows: Sequence[Sum], denoised: torch.Tensor) -> None:
+        """Computes a stage's rows and notes whether the prediction is finite, in the same pass where that is possible."""
+        flag = self.finite.flag(self.x.device) if self._combine.fused and rows else None
+        if rows and self._combine.rows(rows, None if flag is None else (denoised, flag)):
+            self.finite.note_flag()
+        else:
+            self.finite.note(denoised)
 
     def evaluate(self, y: torch.Tensor, sigma: torch.Tensor, stage: Stage) -> torch.Tensor:
         """The checked x_0 prediction at state ``y``; ``sigma`` [B] is what the denoiser is told."""
@@ -148,8 +183,10 @@ class Engine:
         for hook in self._hooks:
             denoiser = partial(hook.evaluate, stage, denoiser=denoiser)
         denoised = checked(denoiser(y, sigma), y, self.evaluations, stage.node.sigma)
+        if self._combine.fused and y.is_contiguous():
+            denoised = denoised.contiguous()  # the kernels go through memory in order
         self.evaluations += 1
-        self._levels.append(stage.node.sigma)
+        self.finite.sigmas.append(stage.node.sigma)
         return denoised
 
     def begin(self, start: StartTransform, report: Callable[[Stage, torch.Tensor], None]) -> None:
@@ -158,7 +195,7 @@ class Engine:
         def denoise(y: torch.Tensor, node: Node) -> torch.Tensor:
             stage = Stage(node, IDENTITY)
             denoised = self.evaluate(y, self.sigma_tensor([node.sigma]).expand(len(y)), stage)
-            self._watch(denoised)
+            self.finite.note(denoised)
             report(stage, denoised)
             return denoised
 
@@ -166,28 +203,13 @@ class Engine:
         if self._start is not None:
             self._start = self.x
 
-    def _watch(self, denoised: torch.Tensor) -> None:
-        # NaN and infinity survive a sum, which is the cheapest pass over the tensor
-        self._sums.append(denoised.sum(dtype=accumulation_dtype(denoised.dtype)))
-
     def free(self, outputs: Iterable[int]) -> None:
         """Drops stored outputs; buffers of the engine go back to the pool."""
-        for j in list(outputs):
+        for j in outputs:
             tensor = self.outputs.pop(j, None)
             if tensor is not None and j in self._own:
                 self._own.discard(j)
                 self._pool.append(tensor)
-
-    def check_finite(self) -> None:
-        """Raises DenoiserError naming the first evaluation whose prediction held NaN or infinity. Reads the device once."""
-        finite = torch.isfinite(torch.stack(self._sums)).tolist()
-        if not all(finite):
-            k = finite.index(False)
-            raise DenoiserError(
-                f"evaluation {k} (sigma {self._levels[k]:.6g}) returned NaN or infinity. If it is the first one, the model "
-                "itself overflows: run it in float32 or bfloat16. If it is a later one, the sampling diverged: lower the "
-                "guidance scale or the order, or use data prediction"
-            )
 
 
 def run(
@@ -218,14 +240,19 @@ def run(
     check_start(x)
     fixed = plan if isinstance(plan, Plan) else None
     if fixed is not None:
-        _check_sample(fixed, x)
+        check_sample(fixed.sample_shape, x)
     terms = None if fixed is None else fixed.noise_terms
     source = source_for(noise, seed, len(x), terms)
-    engine = Engine(denoiser, x, source, (*plan.hooks, *hooks), fixed is not None and fixed.start_last_read >= 0)
+    engine = Engine(
+        denoiser, x, source, (*plan.hooks, *hooks), fixed is not None and fixed.start_last_read >= 0,
+        fixed is not None and fixed.has_numbers,
+    )
     stages = plan.stages if isinstance(plan, Plan) else plan.generate(engine)
     # one transfer before the loop; a plan made while it runs needs one per stage
-    table = None if fixed is None else engine.sigma_tensor([stage.node.sigma for stage in fixed.outline])
-    ends = {} if fixed is None else _ends(fixed)
+    levels = engine.sigma_tensor([] if fixed is None else [stage.node.sigma for stage in fixed.outline])
+    table = levels[:, None].expand(-1, len(x)).unbind()
+    ends = {} if fixed is None else ends_of(fixed)
+    ahead = [] if fixed is None else ahead_of(fixed, (*plan.hooks, *hooks))
 
     def report(stage: Stage, denoised: torch.Tensor) -> None:
         if callback is not None:
@@ -240,14 +267,17 @@ def run(
         engine.begin(plan.start, report)
     for k, stage in enumerate(stages):
         ask()
-        sigma = engine.sigma_tensor([stage.node.sigma]) if table is None else table[k : k + 1]
-        denoised = engine.execute(k, stage, sigma.expand(len(x)))
-        engine.free(ends.get(k, ()))
+        if fixed is None:
+            denoised = engine.execute(k, stage, engine.sigma_tensor([stage.node.sigma]).expand(len(x)))
+        else:
+            denoised = engine.execute(k, stage, table[k], ahead[k])
+        if k in ends:
+            engine.free(ends[k])
         report(stage, denoised)
         del denoised
     if fixed is not None:
         engine.advance(fixed.final)
-    engine.check_finite()
+    engine.finite.check()
     return engine.x.clone() if engine.x is x else engine.x
 
 
@@ -256,24 +286,7 @@ def fitted(c: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return c if c.ndim == x.ndim - 1 else c.reshape(-1, *(1,) * (x.ndim - 2))
 
 
-def _check_sample(plan: Plan, x: torch.Tensor) -> None:
-    shape = plan.sample_shape
-    if shape is None:
-        return
-    per_channel = math.prod(shape[1:]) == 1
-    wanted = (*shape[:1], *(1,) * (x.ndim - 2)) if per_channel else shape
-    if len(wanted) != x.ndim - 1 or any(c not in (1, s) for c, s in zip(wanted, x.shape[1:], strict=True)):
-        raise PlanError(
-            f"the plan's coefficients are made for samples of shape {list(shape)} (1: any size), the state's samples have "
-            f"{list(x.shape[1:])}: use a calibration of this model and size, or one with a number per channel"
-        )
-
-
-def _ends(plan: Plan) -> dict[int, list[int]]:
-    """Outputs that no row reads after stage k, by k."""
-    ends: dict[int, list[int]] = {}
-    for j in range(len(plan.stages)):
-        last = plan.last_read.get(j, j)
-        if last < len(plan.stages):
-            ends.setdefault(last, []).append(j)
-    return ends
+def _normalized(store: tuple[float, float], y: torch.Tensor, denoised: torch.Tensor) -> tuple[float, list[Term]]:
+    """Row 3 up to the factor that is given first and goes to the output's coefficients: one operation instead of two."""
+    p, q = store
+    return (p, [(1.0, y), (q / p, denoised)]) if abs(p) >= abs(q) else (q, [(1.0, denoised), (p / q, y)])

@@ -1,16 +1,30 @@
-"""The one hot operation: ``y = sum_i c_i * x_i``.
+"""The one hot operation: ``y = sum_i c_i * x_i``, for one row or for several rows in order.
 
-Coefficients are Python floats, or tensors that broadcast over one sample. States of 16 bits are accumulated in float32,
-others in their own precision. No operation here reads a tensor on the host.
+Coefficients are Python floats, or tensors that broadcast over the state. States of 16 bits are accumulated in float32,
+others in their own precision. On CUDA all rows of a call are one Triton kernel (see ``kernels``); elsewhere, and where
+Triton is missing, a row is a chain of torch operations in place: measured on the CPU, nothing that runs without a compiler
+is faster (``docs/results.md``). No operation here reads a tensor on the host.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
 Term = tuple[float | torch.Tensor, torch.Tensor]
+CPU_BLOCK = 1 << 16  # elements of a 16-bit state widened at a time: the float32 scratch stays in a core's cache
+
+
+class Sum(NamedTuple):
+    """One row: ``out = sum of coefficient * tensor over terms + offset``. ``out`` may be one of the terms' tensors."""
+
+    terms: Sequence[Term]
+    out: torch.Tensor
+    offset: torch.Tensor | None = None
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -25,41 +39,126 @@ def place(coefficient: float | torch.Tensor, like: torch.Tensor) -> float | torc
     return coefficient
 
 
+@cache
+def triton_kernels() -> Any:
+    """The module ``kernels``, imported when first needed, or None where Triton is missing or does not load."""
+    try:
+        return importlib.import_module(".kernels", __package__)
+    except Exception:  # a half-installed Triton fails in many ways; torch's own operations do the same work
+        return None
+
+
+def kernels_for(like: torch.Tensor) -> Any:
+    """The Triton kernels where they can serve states like this one, else None: CUDA itself, not ROCm, up to 32 bits."""
+    if not like.is_cuda or torch.version.hip is not None or like.dtype == torch.float64:
+        return None
+    return triton_kernels()
+
+
 class Combiner:
     """Sums rows for one run; owns the float32 scratch that 16-bit states need, so that no row allocates it anew."""
 
     def __init__(self, like: torch.Tensor) -> None:
-        wide = accumulation_dtype(like.dtype)
-        self._scratch = None if wide == like.dtype else torch.empty_like(like, dtype=wide)
+        self._narrow = accumulation_dtype(like.dtype) != like.dtype
+        self._scratch: torch.Tensor | None = None
+        self._kernels = kernels_for(like)
+
+    @property
+    def fused(self) -> bool:
+        """Whether several rows in one call cost less than one after another."""
+        return self._kernels is not None
 
     def __call__(self, terms: Sequence[Term], out: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Writes the sum into ``out`` and returns it. ``out`` may be one of the terms' tensors.
+        """Writes one sum into ``out`` and returns it.
 
         Args:
             terms: (coefficient, tensor) pairs; all tensors of one shape, dtype and device.
             out: where the sum goes; its old content is only read if it is a term.
             offset: an additive constant that broadcasts.
         """
-        total = out if self._scratch is None else self._scratch
-        # a term that lives in the target must be read before the target is written
-        ordered = sorted(terms, key=lambda term: term[1] is not total)
-        if not ordered:
-            total.zero_()
-        for i, (c, x) in enumerate(ordered):
-            c = place(c, x)
-            if i == 0:
-                if total is x:
-                    total.mul_(c)
-                elif x.dtype == total.dtype:
-                    torch.mul(x, c, out=total)
-                else:  # widen first: a product of 16-bit numbers would be rounded to 16 bits
-                    total.copy_(x).mul_(c)
-            elif isinstance(c, torch.Tensor):
-                total.addcmul_(x.to(total.dtype), c.expand_as(total))
-            else:
-                total.add_(x, alpha=c)
-        if offset is not None:
-            total.add_(place(offset, total))  # type: ignore[arg-type]
-        if total is not out:
-            out.copy_(total)
+        self.rows([Sum(terms, out, offset)])
         return out
+
+    def rows(self, rows: Sequence[Sum], watch: tuple[torch.Tensor, torch.Tensor] | None = None) -> bool:
+        """Computes ``rows`` in order; a row may read what an earlier one wrote.
+
+        Args:
+            watch: (tensor, flag): where a kernel reads the tensor anyway, it leaves NaN in the float32 scalar ``flag``
+                if the tensor holds NaN or infinity.
+
+        Returns:
+            Whether ``watch`` was done.
+        """
+        watched = watch is not None and any(x is watch[0] for row in rows for _, x in row.terms)
+        if self._kernels is not None and self._kernels.combine(rows, watch if watched else None):
+            return watched
+        for row in rows:
+            if self._kernels is None or len(rows) == 1 or not self._kernels.combine([row]):
+                (self._widened if self._narrow else _chain)(*row)
+        return False
+
+    def _widened(self, terms: Sequence[Term], out: torch.Tensor, offset: torch.Tensor | None) -> None:
+        """A row of a 16-bit state, summed in float32: on the CPU block by block where the tensors are plain lists of numbers."""
+        plain = offset is None and not any(isinstance(c, torch.Tensor) for c, _ in terms)
+        if not (out.device.type == "cpu" and plain and out.is_contiguous() and all(x.is_contiguous() for _, x in terms)):
+            if self._scratch is None or self._scratch.numel() < out.numel():
+                self._scratch = torch.empty_like(out, dtype=torch.float32)
+            out.copy_(_chain(terms, self._scratch, offset))
+            return
+        if self._scratch is None:
+            self._scratch = torch.empty(min(CPU_BLOCK, out.numel()), dtype=torch.float32)
+        flat = [(c, x.view(-1)) for c, x in terms]
+        for i in range(0, out.numel(), CPU_BLOCK):
+            target = out.view(-1)[i : i + CPU_BLOCK]
+            total = self._scratch.view(-1)[: len(target)]
+            target.copy_(_chain([(c, x[i : i + CPU_BLOCK]) for c, x in flat], total, None))
+
+
+def _chain(terms: Sequence[Term], total: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+    """The row as operations on ``total``, which is in accumulation precision."""
+    rest = list(terms)
+    if rest:
+        # a term that lives in the target must be read before the target is written
+        first = 0 if terms[0][1] is total else next((i for i, (_, t) in enumerate(terms) if t is total), 0)
+        c, x = rest.pop(first)
+        alike = x.dtype == total.dtype
+        if alike and not isinstance(c, torch.Tensor) and c != 1.0 and (weights := _mean_weights(c, rest)):
+            for (_, m), w in zip(rest, weights, strict=True):
+                x = torch.lerp(x, m, w, out=total)
+            rest = []
+        elif isinstance(c, torch.Tensor) or c != 1.0:
+            if x is not total and not alike:  # widen first: a product of 16-bit numbers would be rounded to 16 bits
+                x = total.copy_(x)
+            torch.mul(x, place(c, x), out=total)
+        elif x is not total and alike and rest and not isinstance(rest[0][0], torch.Tensor):
+            torch.add(x, rest[0][1], alpha=rest[0][0], out=total)
+            del rest[0]
+        elif x is not total:
+            total.copy_(x)
+    else:
+        total.zero_()
+    for c, x in rest:
+        if isinstance(c, torch.Tensor):
+            total.addcmul_(x.to(total.dtype), place(c, x).expand_as(total))  # type: ignore[union-attr]
+        else:
+            total.add_(x, alpha=c)
+    if offset is not None:
+        total.add_(place(offset, total))  # type: ignore[arg-type]
+    return total
+
+
+def _mean_weights(first: float, rest: Sequence[Term]) -> list[float] | None:
+    """The weights with which terms whose coefficients sum to 1 are averaged one after another, else None.
+
+    Such are the rows of data-predicting methods wherever alpha or alpha + sigma is 1. One operation less than a product
+    and sums, and as exact: a weight near 1, whose rounding would weigh on the terms before it, is refused.
+    """
+    total, weights = first, []
+    for c, _ in rest:
+        if isinstance(c, torch.Tensor):
+            return None
+        before, total = total, total + c
+        if abs(total) < 1e-3 or abs(before) < 0.25 * abs(total):
+            return None
+        weights.append(c / total)
+    return weights if abs(total - 1.0) < 2e-15 else None

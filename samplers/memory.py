@@ -1,15 +1,18 @@
-"""How much a plan holds: the engine's buffers, counted before the run."""
+"""How much a plan holds: the engine's buffers, counted before the run, and what the engine may free or compute early."""
 
 from __future__ import annotations
 
-from .plan import Plan
+from collections.abc import Sequence
+
+from .hooks import Hook
+from .plan import Plan, Row
 
 
 def peak_latents(plan: Plan) -> int:
     """Most latent-sized tensors alive at once, counting the caller's start and the denoiser's returned prediction.
 
-    Follows ``engine.Engine`` step by step; what the denoiser needs inside is not counted, nor the float32 scratch (two
-    latents' worth of bytes) of 16-bit states.
+    Follows ``engine.Engine`` step by step; what the denoiser needs inside is not counted, nor the float32 scratch of 16-bit
+    states (on the CPU a small block; none with Triton; elsewhere two latents' worth of bytes).
     """
     own_x = y = xi = False  # buffers that the engine has made so far
     pool = own_outputs = 0
@@ -49,3 +52,26 @@ def peak_latents(plan: Plan) -> int:
     own_x = own_x or not plan.final.is_identity
     peak = max(peak, count())
     return peak if plan.start is None else max(peak + 1, plan.start.latents)  # the caller's state and the one it became
+
+
+def ends_of(plan: Plan) -> dict[int, list[int]]:
+    """Outputs that no row reads after stage k, by k."""
+    ends: dict[int, list[int]] = {}
+    for j in range(len(plan.stages)):
+        last = plan.last_read.get(j, j)
+        if last < len(plan.stages):
+            ends.setdefault(last, []).append(j)
+    return ends
+
+
+def ahead_of(plan: Plan, hooks: Sequence[Hook]) -> list[Row | None]:
+    """For each stage the next one's predict row, where it may be computed together with this stage's rows."""
+    if any(type(hook).state is not Hook.state for hook in hooks):
+        return [None] * len(plan.stages)
+    following = [stage.predict for stage in plan.outline[1:]]
+    return [*(row if _free(row) else None for row in following), None]
+
+
+def _free(row: Row) -> bool:
+    """Whether a row with work to do needs nothing but stored tensors and numbers."""
+    return row.has_numbers and row.noise is None and row.offset is None and not row.is_identity

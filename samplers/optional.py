@@ -21,11 +21,6 @@ def scipy_special() -> Any:
     return require("scipy.special", "scipy", "the beta grid")
 
 
-def torchsde() -> Any:
-    """torchsde, for Brownian trees."""
-    return require("torchsde", "torchsde", "the Brownian tree noise source")
-
-
 def pyplot() -> Any:
     """matplotlib.figure without a window system, for plots."""
     return require("matplotlib.figure", "matplotlib", "drawing a plan")

@@ -199,6 +199,12 @@ class Plan:
         """Whether any coefficient depends on the data (see ``Late``)."""
         return any(isinstance(c, Late) for row in self._outlined_rows() for c in row.coefficients())
 
+    @cached_property
+    def has_numbers(self) -> bool:
+        """Whether every coefficient is a number, those of the stored outputs too."""
+        return all(row.has_numbers for row in self._outlined_rows()) and all(
+            isinstance(c, (int, float)) for stage in self.outline for c in stage.mix or ())
+
     @property
     def stochastic(self) -> bool:
         """Whether any row adds noise."""

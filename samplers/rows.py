@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,17 +76,22 @@ class Row:
         if self.noise is not None and not math.isfinite(float(self.noise.coefficient)):
             raise PlanError(f"a noise coefficient is {self.noise.coefficient!r}")
 
-    @property
+    @cached_property
     def is_identity(self) -> bool:
         """Whether the row is just X."""
         return is_one(self.x) and not self.m and is_zero(self.x_T) and self.noise is None and self.offset is None
 
-    @property
+    @cached_property
+    def has_numbers(self) -> bool:
+        """Whether every coefficient is a number."""
+        return all(isinstance(c, (int, float)) for c in self.coefficients())
+
+    @cached_property
     def reads_x(self) -> bool:
         """Whether the carried state enters."""
         return not is_zero(self.x)
 
-    @property
+    @cached_property
     def reads_start(self) -> bool:
         """Whether the initial state enters."""
         return not is_zero(self.x_T)

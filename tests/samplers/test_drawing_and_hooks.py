@@ -8,7 +8,6 @@ import torch
 from fewstep.samplers import frames, grids, make_plan, optional, plotting
 from fewstep.samplers.errors import MissingDependencyError, OptionError, PlanError
 from fewstep.samplers.hooks import DynamicThresholding, Hook, hook_from_data, hook_to_data
-from fewstep.samplers.lincomb import Combiner
 from PIL import Image
 
 FRAME = frames.edm()
@@ -68,15 +67,8 @@ def test_hooks_as_data():
             DynamicThresholding(**options)
 
 
-def test_combiner_reads_a_term_that_lives_in_its_target_first():
-    a, b = torch.full((4,), 2.0), torch.full((4,), 3.0)
-    out = Combiner(a)([(10.0, b), (1.0, a), (torch.tensor([1.0, 0.0, 0.0, 0.0]), b)], a)
-    assert out is a and out.tolist() == [35.0, 32.0, 32.0, 32.0]
-    assert Combiner(a)([], torch.ones(4)).tolist() == [0.0] * 4
-
-
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(optional.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    for need, package in ((optional.pyplot, "matplotlib"), (optional.scipy_special, "scipy"), (optional.torchsde, "torchsde")):
+    for need, package in ((optional.pyplot, "matplotlib"), (optional.scipy_special, "scipy")):
         with pytest.raises(MissingDependencyError, match=f"pip install {package}"):
             need()

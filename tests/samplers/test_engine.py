@@ -1,6 +1,5 @@
 """The engine: shapes, precisions, progress, cancellation, memory, and no host reads while a plan runs."""
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from fewstep.samplers.engine import Engine
 from fewstep.samplers.errors import DenoiserError, Interrupted, NoiseError, PlanError
 from fewstep.samplers.grids import Node
 from fewstep.samplers.hooks import Hook, StateHook
-from fewstep.samplers.plan import IDENTITY, NoiseTerm, Plan
+from fewstep.samplers.plan import IDENTITY, Plan
 from host_reads import HostReads
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -91,6 +90,56 @@ def test_facts_match_a_counted_run(name, options):
     assert bool(noises) == plan.stochastic
     if not options.get("thresholding"):
         assert peak[0] == plan.peak_latents
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 5, 40, 64), (64, 4, 32, 32)], ids=["video", "batch"])
+@pytest.mark.parametrize(("name", "options", "buffers", "peak"), [
+    # buffers: the carried state, y, noise, stored outputs that are not x_0; peak: also the caller's start and predictions
+    ("ddim", {}, 1, 3), ("dpm_solver_multistep", {"order": 3}, 1, 5), ("dpm_solver_sde_multistep", {"order": 2}, 2, 5),
+    ("unipc", {"order": 3}, 2, 7), ("unipc", {"order": 3, "prediction": "noise"}, 6, 8), ("deis_ab", {"basis": "rho", "ab_order": 3}, 5, 7),
+])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_copy_that_the_plan_does_not_list(shape, name, options, buffers, peak, dtype):
+    """A whole run makes no other tensor of the state's size than its buffers, each once."""
+    plan = make_plan(name, FRAME, GRID, **options)
+    x, denoised = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    made = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= x.untyped_storage().nbytes():
+                made.add(StorageWeakRef(out.untyped_storage()))
+            return out
+
+    with Watch():
+        run(plan, lambda y, s: denoised, x, seed=1)
+    known = {StorageWeakRef(t.untyped_storage()) for t in (x, denoised)}
+    assert len(made - known) == buffers
+    assert plan.peak_latents == peak
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.set_sync_debug_mode needs one")
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_no_synchronisation_on_a_gpu(name, options):
+    """CUDA itself refuses to wait for the device from the first evaluation to the last callback."""
+    plan = make_plan(name, FRAME, GRID, **options)
+    x = torch.randn(2, 4, 8, 8, device="cuda") * 14.6
+    run(plan, shrink, x, seed=1)  # kernels are compiled
+
+    def denoiser(y, sigma):
+        torch.cuda.set_sync_debug_mode("error")
+        return shrink(y, sigma)
+
+    def callback(progress):
+        if progress.index == plan.nfe - 1:
+            torch.cuda.set_sync_debug_mode("default")
+
+    try:
+        result = run(plan, denoiser, x, seed=1, callback=callback)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(result.cpu(), run(plan, shrink, x.cpu(), seed=1), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(2, 8), (2, 4, 50), (1, 4, 8, 8), (2, 4, 3, 8, 8)])
@@ -270,55 +319,6 @@ def test_adaptive_error_tolerance_decides_the_evaluations():
     assert calls[0.01] > calls[0.2] > 3
 
 
-def test_brownian_noise_is_one_path():
-    pytest.importorskip("torchsde")
-    from fewstep.samplers import BrownianNoise
-
-    source = BrownianNoise([3, 4])
-    shape = (2, 2000)
-
-    def draw(a, b, src=source):
-        return src(NoiseTerm(1.0, a, b), torch.empty(shape)).clone() * abs(a - b) ** 0.5
-
-    whole, first, second = draw(0.9, 0.1), draw(0.9, 0.5), draw(0.5, 0.1)
-    torch.testing.assert_close(first + second, whole, atol=1e-5, rtol=0)
-    assert abs(float(whole.var()) - 0.8) < 0.05 and abs(float((first * second).mean())) < 0.03
-    torch.testing.assert_close(BrownianNoise([4])(NoiseTerm(1.0, 0.9, 0.1), torch.empty(1, 2000)) * 0.8**0.5, whole[1:], rtol=0, atol=0)
-
-
-def test_gaussian_noise_is_keyed_by_interval_and_apart_from_the_start_noise():
-    from fewstep.samplers import GaussianNoise
-
-    term, other = NoiseTerm(1.0, 0.9, 0.5), NoiseTerm(1.0, 0.5, 0.1)
-    source = GaussianNoise([3])
-    a, b, again = (source(t, torch.empty(1, 4000)).clone() for t in (term, other, term))
-    assert torch.equal(a, again) and abs(float((a * b).mean())) < 0.05 and abs(float(a.std()) - 1) < 0.05
-    start = torch.randn(1, 4000, generator=torch.Generator().manual_seed(3))
-    assert abs(float((a * start).mean())) < 0.05
-    with pytest.raises(NoiseError, match="1 seeds, the state a batch of 2"):
-        source(term, torch.empty(2, 3))
-
-
-@pytest.mark.parametrize("steps", [1, 2, 4, 8, 10, 20, 50])
-@pytest.mark.parametrize("share", [-1e-7, 1e-7])
-def test_the_last_bit_of_a_sigma_does_not_change_the_noise(steps, share):
-    """Another machine's float32 sigmas give the same picture."""
-    from fewstep.samplers import GaussianNoise
-
-    source, edges = GaussianNoise([3]), np.linspace(1.0, 0.0, steps + 1)
-    for a, b in itertools.pairwise(edges):
-        exact, off = (source(NoiseTerm(1.0, a * k, b), torch.empty(1, 4)).clone() for k in (1.0, 1.0 + share))
-        assert torch.equal(exact, off), (a, b)
-
-
-def test_neighbouring_intervals_never_draw_the_same():
-    from fewstep.samplers import GaussianNoise
-
-    source, edges = GaussianNoise([3]), np.geomspace(0.9, 1e-4, 5001)
-    draws = {tuple(source(NoiseTerm(1.0, a, b), torch.empty(1, 3))[0].tolist()) for a, b in itertools.pairwise(edges)}
-    assert len(draws) == 5000
-
-
 def test_split_schedules_draw_what_the_whole_one_draws():
     frame = frames.edm()
     sigmas = np.array([14.6, 5.0, 2.0, 0.7, 0.2, 0.0])
@@ -328,6 +328,15 @@ def test_split_schedules_draw_what_the_whole_one_draws():
         return run(make_plan("ddim", frame, s, eta=1.0), shrink, start, seed=5)
 
     torch.testing.assert_close(part(sigmas[2:], part(sigmas[:3], x)), part(sigmas, x), rtol=0, atol=1e-13)
+
+
+def test_a_row_computed_ahead_gives_the_same_bits():
+    """A hook that may change the state keeps the engine from computing the next stage's state early; the path is the same."""
+    for options in ({"order": 3}, {"order": 2, "prediction": "noise"}):
+        plan, x = make_plan("unipc", FRAME, GRID, **options), torch.randn(2, 4, 8, 8) * 14.6
+        assert torch.equal(run(plan, shrink, x), run(plan, shrink, x, hooks=[StateHook(lambda y, stage: y)]))
+        halved = run(plan, shrink, x, hooks=[StateHook(lambda y, stage: y * 0.5 if stage.step == 3 else y)])
+        assert not torch.allclose(halved, run(plan, shrink, x), rtol=0, atol=1e-3)
 
 
 def test_identity_rows_do_nothing():

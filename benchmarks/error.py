@@ -1,0 +1,87 @@
+"""Error per evaluation: ``python -m fewstep.benchmarks.error [--out DIR]`` writes error.csv, error.md, error.png (and law.*).
+
+Every method runs on each of its grids at each number of evaluations; a method that takes two evaluations a step gets half
+the steps. Deterministic methods are measured by the distance of their result from the exact end of the ODE, stochastic ones
+by the distance of their samples' law from the data's (on a mixture, without guidance).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import law, ours, peers_diffusers, peers_sigmas
+from .error_tables import write
+from .methods import Method, evaluations, steps_for
+from .problems import GUIDANCES, PROBLEMS, Problem
+from .tables import read_csv, write_csv
+
+NFES = (4, 5, 6, 8, 10, 12, 15, 20, 30)
+NETWORK_NFES = (4, 6, 10, 20)
+Row = dict[str, Any]
+
+
+def all_methods(rare: bool = True) -> list[Method]:
+    """The pack's methods and those of every peer that is installed."""
+    return [*ours.methods(rare), *peers_diffusers.methods(), *peers_sigmas.methods()]
+
+
+def measure(problem: Problem, guidance: float, methods: Iterable[Method], nfes: Iterable[int]) -> Iterator[Row]:
+    """A row for each method, grid and number of evaluations; results that are not numbers count as infinite error."""
+    denoiser = problem.make(guidance)
+    for method in methods:
+        for grid in method.grids(problem):
+            for nfe in nfes:
+                steps = steps_for(method, problem, grid, nfe)
+                if steps is None:
+                    continue
+                error = problem.error(method.sample(problem, denoiser, grid, steps), guidance)
+                yield {
+                    "problem": problem.name, "guidance": guidance, "package": method.package, "method": method.name,
+                    "grid": grid, "nfe": nfe, "evaluations": evaluations(method, problem, grid, steps), "steps": steps,
+                    "error": error if math.isfinite(error) else math.inf,
+                }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    parser.add_argument("--guidance", nargs="+", type=float, default=list(GUIDANCES))
+    parser.add_argument("--nfe", nargs="+", type=int, default=list(NFES))
+    parser.add_argument("--batch", type=int, default=4, help="samples of 4x8x8")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--add", action="store_true", help="keep what error.csv in that folder holds, and measure what it lacks")
+    parser.add_argument("--no-law", action="store_true", help="leave out the stochastic methods")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "error.csv"
+    rows: list[Row] = read_csv(path) if args.add and path.exists() else []
+    known = {(row["problem"], row["guidance"]) for row in rows}
+    for name in args.problems:
+        problem = PROBLEMS[name](args.batch)
+        # a network takes milliseconds where a mixture takes a tenth of one
+        chosen = [m for m in all_methods(rare=name.startswith("mixture")) if not m.stochastic]
+        nfes = args.nfe if name.startswith("mixture") else [n for n in args.nfe if n in NETWORK_NFES] or args.nfe
+        for guidance in args.guidance:
+            if (name, guidance) in known:
+                continue
+            begin, before = time.monotonic(), len(rows)
+            rows += measure(problem, guidance, [*chosen, *ours.extra_methods(problem, guidance)], nfes)
+            write_csv(path, rows)
+            print(f"{name} guidance {guidance:g}: {len(rows) - before} runs, {time.monotonic() - begin:.0f} s", flush=True)
+    write(args.out, rows)
+    if not args.no_law:
+        law.write(args.out, list(law.measure([m for m in all_methods() if m.stochastic], args.nfe)))
+
+
+if __name__ == "__main__":
+    main()
