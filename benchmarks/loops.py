@@ -19,6 +19,8 @@ STEPS = 20
 FRAME = frames.discrete_vp(alphas_cumprod()).unit_alpha()
 GRID = grids.karras(FRAME, STEPS, end="zero")
 
+# samplers that keep a Brownian tree: above so many elements one run takes minutes and gigabytes
+TREES, TREE_NUMEL = ("dpmpp_2m_sde", "dpmpp_3m_sde"), 500_000
 # (form, solver, options)
 OURS: list[tuple[str, str, dict[str, Any]]] = [
     ("euler", "ddim", {}), ("2M", "dpm_solver_multistep", {"order": 2}), ("3M", "dpm_solver_multistep", {"order": 3}),
@@ -118,6 +120,8 @@ def _sigma_loops(x: torch.Tensor, denoised: torch.Tensor, facts: dict[str, Facts
         host = peers_sigmas.model_sampling(problem).to(x.device) if package == "ComfyUI" else None
         sigmas = torch.tensor(GRID.sigma, dtype=torch.float32, device=x.device)
         for name, form in table.items():
+            if name in TREES and x.numel() > TREE_NUMEL:
+                continue
             function, model = functions[package](name), peers_sigmas.Model(lambda y, sigma: denoised, host)
             found.append(Loop(package, name, form, *facts[form], _nothing, _call(function, model, x, sigmas)))
     return found
