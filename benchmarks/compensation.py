@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from fewstep.samplers import Recipe, frames, grids, make_plan, run
-from fewstep.samplers.analytic import GaussianMixture
-from fewstep.samplers.calibration.calibrate_ratios import calibrate_ratios
-from fewstep.samplers.calibration.held_out import refined
-from fewstep.samplers.calibration.search_ratios import Settings, draw_starts
+
+from ..samplers import Recipe, frames, grids, make_plan, run
+from ..samplers.analytic import GaussianMixture
+from ..samplers.calibration.calibrate_ratios import calibrate_ratios
+from ..samplers.calibration.held_out import refined
+from ..samplers.calibration.search_ratios import Settings, draw_starts
 from .tables import markdown
 
 BASES = {

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep.demo import FORMS
-from fewstep.demo.model import load
-from fewstep.demo.text import context_of
-from fewstep.samplers import Recipe, frames, grids, run
-from fewstep.samplers.calibration import store
-from fewstep.samplers.errors import FewStepError
-from fewstep.samplers.solvers.fitted import fitted_grid
+
+from ..demo import FORMS
+from ..demo.model import load
+from ..demo.text import context_of
+from ..samplers import Recipe, frames, grids, run
+from ..samplers.calibration import store
+from ..samplers.errors import FewStepError
+from ..samplers.solvers.fitted import fitted_grid
 from .tables import markdown
 
 GUIDANCES = (1.0, 2.0, 4.0, 7.5)

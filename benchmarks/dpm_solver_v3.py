@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from fewstep.samplers import Recipe, frames, grids, make_plan, run
-from fewstep.samplers.analytic import GaussianMixture, start_noise
-from fewstep.samplers.calibration.measure_statistics import lambda_grid, measure_statistics
-from fewstep.samplers.errors import CalibrationWarning
+
+from ..samplers import Recipe, frames, grids, make_plan, run
+from ..samplers.analytic import GaussianMixture, start_noise
+from ..samplers.calibration.measure_statistics import lambda_grid, measure_statistics
+from ..samplers.errors import CalibrationWarning
 from .tables import markdown
 
 GRIDS = {

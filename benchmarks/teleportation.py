@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from fewstep.samplers import Recipe, frames, grids, make_plan, run
-from fewstep.samplers.analytic import GaussianMixture, start_noise
-from fewstep.samplers.calibration.moments import from_denoiser, measure_range
+
+from ..samplers import Recipe, frames, grids, make_plan, run
+from ..samplers.analytic import GaussianMixture, start_noise
+from ..samplers.calibration.moments import from_denoiser, measure_range
 from .tables import markdown
 
 BASES = {
