@@ -11,6 +11,9 @@ def randomized(model):
             value.copy_(torch.randn(value.shape, generator=generator) * 0.05)
             if value.ndim == 1 and name.endswith(("weight", "scale")):
                 value += 1
+        for name, value in model.named_buffers():
+            if name.endswith("inv_freq"):  # the host leaves one to be filled from a checkpoint
+                value.copy_(10000.0 ** -torch.linspace(0, 1, len(value)))
     return model
 
 
