@@ -122,6 +122,7 @@ def _descend(
         times=settings.times, told=settings.told, state=settings.state,
     )
     theta = torch.zeros(sum(unrolled.sizes), dtype=torch.float64, requires_grad=True)
+    unrolled.project(theta.data)
     adam = torch.optim.Adam([theta], betas=(0.9, 0.99))
     best = state.get("best", torch.zeros_like(theta.detach())).clone()
     offset = state["offset"].to(x) if "offset" in state else torch.zeros_like(x) if settings.relaxation else None
@@ -138,7 +139,7 @@ def _descend(
         begin = x[rows] if offset is None else (x[rows] + offset[rows]).requires_grad_()
         result = unrolled.run(samples.denoiser, begin, theta, checkpointing=settings.checkpointing)
         errors = (result - target[rows]).square().flatten(1).mean(1).double()
-        scale = OUTLIER * errors.detach().median()
+        scale = OUTLIER * errors.detach().median().clamp(min=1e-30)
         loss = (2 * scale * ((1 + errors / scale).sqrt() - 1)).mean()
         if not math.isfinite(float(loss.detach())):
             raise CalibrationError(f"iteration {i} of the fit gave NaN or infinity: lower the rate, or run the model in float32")
@@ -146,6 +147,7 @@ def _descend(
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
+        unrolled.project(theta.data)
         if offset is not None:
             assert begin.grad is not None
             offset[rows] = _relaxed(offset[rows], begin.grad, x[rows], settings)
@@ -176,11 +178,13 @@ def _outputs(tableau: Tableau, samples: Samples, x: torch.Tensor) -> torch.Tenso
 
 def _relaxed(offset: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor, settings: Refinement) -> torch.Tensor:
     """One step of the starts against their gradient, and back into the ball."""
-    def norm(tensor: torch.Tensor) -> torch.Tensor:
-        """[B, 1, ...]."""
-        length: torch.Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1)
-        return length.reshape(-1, *(1,) * (tensor.ndim - 1))
+    radius = settings.relaxation * _norm(x)
+    moved = offset - 0.1 * radius * gradient / _norm(gradient).clamp(min=1e-30)
+    inside: torch.Tensor = moved * (radius / _norm(moved).clamp(min=1e-30)).clamp(max=1.0)
+    return inside
 
-    radius = settings.relaxation * norm(x)
-    moved: torch.Tensor = offset - 0.1 * radius * gradient / norm(gradient).clamp(min=1e-30)
-    return moved * (radius / norm(moved).clamp(min=1e-30)).clamp(max=1.0)
+
+def _norm(tensor: torch.Tensor) -> torch.Tensor:
+    """[B, 1, ...]."""
+    norms: torch.Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+    return norms.reshape(-1, *(1,) * (tensor.ndim - 1))

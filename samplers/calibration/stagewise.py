@@ -10,7 +10,6 @@ With ``sum w = 1`` a constant prediction stays exact; a ridge draws the weights 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from .job import Job
 from .samples import Keeper, Samples
 from .tableau import Tableau
 
+SINGULAR = 1e-13  # relative size of a direction in which the outputs are taken to be equal
 NEAR_NOISE = -6.9  # lambda from which the teacher's steps are even; pure noise itself has none
 
 
@@ -89,15 +89,14 @@ def solve_weights(moments: torch.Tensor, prior: torch.Tensor, ridge: float) -> t
 
     Args:
         moments: inner products [1 + n, 1 + n] of y and the n rows of A, float64.
-        prior: [n]; it is the answer where the rows vanish or no unique solution exists: then nothing can be learned.
+        prior: [n]. Where several w are as good the nearest to it is taken: ``prior`` itself where the rows of A vanish.
     """
     gram, right = moments[1:, 1:], moments[1:, 0]
-    size = float(gram.diagonal().mean()) if len(gram) else 0.0
-    if not 0 < size < math.inf:
+    if not len(gram):
         return prior
-    damping = ridge * size * torch.eye(len(gram), dtype=gram.dtype)
-    w, info = torch.linalg.solve_ex(gram + damping, right + damping @ prior)
-    return w if int(info) == 0 and bool(torch.isfinite(w).all()) else prior
+    damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    inverse: torch.Tensor = torch.linalg.pinv(damped, rtol=SINGULAR, hermitian=True)
+    return prior + inverse @ (right - gram @ prior)
 
 
 def fit_stagewise(

@@ -76,12 +76,12 @@ class Tableau:
         """
         reason = _misfit(plan)
         if reason:
-            raise PlanError(f"{plan.label} cannot start a fit: {reason}")
+            raise PlanError(f"this plan cannot start a fit: {reason}")
         levels = [stage.node.sigma for stage in plan.stages]
         # each state as a combination of x_T (first entry) and the outputs D_j
         states = _states(plan)
         if not all(abs(state[0]) > 0 for state in states[:-1]) or any(a <= b for a, b in pairwise(levels)):
-            raise PlanError(f"{plan.label} cannot start a fit: its evaluations do not lie at falling noise levels: {levels}")
+            raise PlanError(f"this plan cannot start a fit: its evaluations do not lie at falling noise levels: {levels}")
         grid = from_sigmas(frame, [*levels, plan.nodes[-1].sigma])
         x = np.array([after[0] / before[0] for before, after in pairwise(states)])
         m = np.stack([after[1:] - c * before[1:] for c, (before, after) in zip(x, pairwise(states), strict=True)])

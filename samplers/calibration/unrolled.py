@@ -8,10 +8,8 @@ a basis in which the outputs are uncorrelated and of unit size: without it, grad
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +20,17 @@ from ..grids import from_sigmas
 from ..lincomb import accumulation_dtype
 from .tableau import Tableau
 
-LEVEL_STEP = 0.05  # in log sigma: over many of a table's entries, since hosts round a level to the nearest one
+LEVEL_STEP = 0.05  # of the logarithm of a level: over many of a table's entries, since hosts round a level to the nearest one
+INSIDE = 1e-9  # of a level, relative: so far from an end of the model's levels rounding has no say
 SMALLEST = 1e-6  # of a basis' directions, relative: what moves less than that is noise
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers of a ``Tableau`` as float64 tensors that gradients flow through."""
+    """The numbers of a ``Tableau`` as float64 tensors that gradients flow through; ``log_told`` is the told level's logarithm."""
 
     sigma: torch.Tensor
+    log_told: torch.Tensor
     told: torch.Tensor
     scale: torch.Tensor
     x: torch.Tensor
@@ -52,47 +52,69 @@ class Unrolled:
         self.start, self.bases = start, bases
         self.frame, self.steps = start.grid.frame, start.steps
         zero = start.grid.end == "zero"
-        log_sigma = torch.tensor(start.grid.sigma[: self.steps if zero else None]).log()
-        self._log_first, self._gaps = log_sigma[0], log_sigma[:-1] - log_sigma[1:]
+        own = self._levels(start.grid.sigma[:-1])
+        told_levels = self._levels(start.told)
+        nodes = own if zero else torch.cat([own, self._levels(start.grid.sigma[-1:])])
+        self._log_first, self._gaps = nodes[0].log(), nodes[:-1].log() - nodes[1:].log()
         self._span = None if zero else self._gaps.sum()
-        own = torch.tensor(start.grid.sigma[:-1])
-        self._told = torch.tensor(start.told) / own
-        self._scale = torch.tensor(start.scale) / (self._input(torch.tensor(start.told)) / self._input(own))
+        self._told = told_levels / own
+        self._scale = torch.tensor(start.scale) / self._rescaling(own, told_levels)
         decay = np.where(start.decay > 0, start.decay, 1.0)
         self._x = torch.tensor(start.x / decay)
         self._weights = [torch.tensor(start.m[k, : k + 1] / start.gain[k]) for k in range(self.steps)]
-        lowest = float(self.frame.sigma(self.frame.time.t_0))
-        self._range = min(lowest, float(min(start.told))), float(max(start.told))
+        lowest = float(self.frame.level_of_lambda(self.frame.lambda_(self.frame.time.t_0)))
+        self._range = min(lowest, float(told_levels.min())), float(told_levels.max())
         sizes = [len(self._gaps), self.steps, self.steps, *(basis.shape[1] for basis in bases)]
         moves = [times, told, state, *(True for _ in bases)]
         self.sizes = sizes
         self.moving = torch.cat([torch.full((n,), float(m), dtype=torch.float64) for n, m in zip(sizes, moves, strict=True)])
 
-    def _alpha(self, sigma: torch.Tensor) -> torch.Tensor:
-        if self.frame.scaling == "unit":
-            return torch.ones_like(sigma)
-        return 1 - sigma if self.frame.scaling == "flow" else ((1 - sigma) * (1 + sigma)).sqrt()
+    def _levels(self, sigma: np.ndarray) -> torch.Tensor:
+        """The coordinate of ``Frame.level_of_lambda``: sigma/alpha, but sigma in a flow frame."""
+        return torch.as_tensor(self.frame.level_of_lambda(self.frame.lambda_of_sigma(sigma)))
 
-    def _input(self, sigma: torch.Tensor) -> torch.Tensor:
-        """What a network's input is divided by at a level: the state's own size, but 1 for flow models, who take it as it is."""
-        return torch.ones_like(sigma) if self.frame.scaling == "flow" else (self._alpha(sigma) ** 2 + sigma**2).sqrt()
+    def _state(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(alpha, sigma) at a level."""
+        if self.frame.scaling == "flow":
+            return 1 - level, level
+        size = (1 + level**2).sqrt() if self.frame.scaling == "vp" else torch.ones_like(level)
+        return 1 / size, level / size
+
+    def _rescaling(self, own: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        """The factor on the state with which a network that is told another level still gets the same input.
+
+        With alpha = 1 its input is the state over sqrt(1 + sigma^2); in the other frames it is the state.
+        """
+        return ((1 + told**2) / (1 + own**2)).sqrt() if self.frame.scaling == "unit" else torch.ones_like(own)
+
+    def _nodes(self, times: torch.Tensor) -> torch.Tensor:
+        """The levels of the nodes [M + 1]."""
+        gaps = self._gaps * times.exp()
+        if self._span is not None:
+            gaps = gaps * (self._span / gaps.sum())
+        level = (self._log_first - torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])).exp()
+        return torch.cat([level, level.new_zeros(1)]) if self._span is None else level
+
+    def project(self, theta: torch.Tensor) -> None:
+        """Moves ``theta``, in place, to where every told level is one of the model's: beyond, it would have no gradient."""
+        times, told, *_ = torch.split(theta * self.moving, self.sizes)
+        level = self._nodes(times)[:-1] * self._told
+        low, high = (torch.full_like(level, v).div(level).log() for v in self._range)
+        first = self.sizes[0]
+        theta[first : first + self.steps] = told.clamp(low + INSIDE, high - INSIDE)
 
     def numbers(self, theta: torch.Tensor) -> Numbers:
         """The plan's numbers at ``theta``."""
         times, told, state, *weights = torch.split(theta * self.moving, self.sizes)
-        gaps = self._gaps * times.exp()
-        if self._span is not None:
-            gaps = gaps * (self._span / gaps.sum())
-        sigma = (self._log_first - torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])).exp()
-        if self._span is None:
-            sigma = torch.cat([sigma, sigma.new_zeros(1)])
-        own = sigma[:-1]
-        alpha, decay = self._alpha(sigma), sigma[1:] / own
+        level = self._nodes(times)
+        alpha, sigma = self._state(level)
+        decay = sigma[1:] / sigma[:-1]
         gain = alpha[1:] - alpha[:-1] * decay
-        level = (own * self._told * told.exp()).clamp(*self._range)
+        told_level = (level[:-1] * self._told * told.exp()).clamp(*self._range)
+        scale = self._scale * self._rescaling(level[:-1], told_level)
         factor = torch.where(decay > 0, decay, torch.ones_like(decay))
         rows = [g * (w + basis @ v) for g, w, basis, v in zip(gain, self._weights, self.bases, weights, strict=True)]
-        return Numbers(sigma, level, self._scale * self._input(level) / self._input(own), self._x * state.exp() * factor, rows)
+        return Numbers(sigma, told_level.log(), self._state(told_level)[1], scale, self._x * state.exp() * factor, rows)
 
     def tableau(self, theta: torch.Tensor) -> Tableau:
         """The plan at ``theta``, ready to run or to save."""
@@ -114,23 +136,30 @@ class Unrolled:
         numbers = self.numbers(theta)
         outputs: list[torch.Tensor] = []
         for k in range(self.steps):
-            outputs.append(told_prediction(denoiser, numbers.scale[k] * x, numbers.told[k], checkpointing))
+            outputs.append(self._predict(denoiser, numbers.scale[k] * x, numbers.told[k], numbers.log_told[k], checkpointing))
             x = numbers.x[k] * x + sum(c * d for c, d in zip(numbers.m[k], outputs, strict=True))
         return x
 
+    def _predict(
+        self, denoiser: Denoiser, y: torch.Tensor, told: torch.Tensor, log_told: torch.Tensor, checkpointing: bool
+    ) -> torch.Tensor:
+        """``D(y, told)`` with a gradient to the state by autograd and to the level by a difference.
 
-def told_prediction(denoiser: Denoiser, y: torch.Tensor, told: torch.Tensor, checkpointing: bool) -> torch.Tensor:
-    """``D(y, told)`` with a gradient to the state by autograd and to the level by a difference.
+        Hosts find a model's time in a table, and rounding has no gradient; one more evaluation at a lower level gives it.
+        """
+        def level(sigma: torch.Tensor) -> torch.Tensor:
+            return sigma.detach().to(y.device, accumulation_dtype(y.dtype)).expand(len(y))
 
-    Hosts find a model's time in a table, and rounding has no gradient; one more evaluation at a lower level gives it.
-    """
-    level = told.detach().to(y.device, accumulation_dtype(y.dtype)).expand(len(y))
-    denoised: Any = checkpoint(denoiser, y, level, use_reentrant=False) if checkpointing else denoiser(y, level)
-    if not told.requires_grad:
-        return denoised  # type: ignore[no-any-return]
-    with torch.no_grad():
-        slope = (denoised.detach() - denoiser(y.detach(), level * math.exp(-LEVEL_STEP))) / LEVEL_STEP
-    return denoised + slope * (told.log() - told.detach().log())  # type: ignore[no-any-return]
+        denoised: torch.Tensor = (
+            checkpoint(denoiser, y, level(told), use_reentrant=False)  # type: ignore[no-untyped-call]
+            if checkpointing else denoiser(y, level(told))
+        )
+        if not log_told.requires_grad:
+            return denoised
+        with torch.no_grad():
+            lower = self._state((log_told - LEVEL_STEP).exp())[1]
+            slope = (denoised - denoiser(y, level(lower))) / LEVEL_STEP
+        return denoised + slope * (log_told - log_told.detach())
 
 
 def uncorrelated(outputs: torch.Tensor, gain: np.ndarray, *, consistent: bool) -> list[torch.Tensor]:
@@ -150,6 +179,6 @@ def uncorrelated(outputs: torch.Tensor, gain: np.ndarray, *, consistent: bool) -
             allowed = torch.linalg.qr(torch.cat([torch.ones(k + 1, 1, dtype=torch.float64), allowed[:, :k]], dim=1)).Q[:, 1:]
         values, vectors = torch.linalg.eigh(allowed.T @ gram[: k + 1, : k + 1] @ allowed * float(gain[k]) ** 2)
         if len(values):
-            vectors = vectors / values.clamp(min=float(values.max()) * SMALLEST).sqrt()
+            vectors = vectors / values.clamp(min=max(float(values.max()) * SMALLEST, 1e-30)).sqrt()
         bases.append(allowed @ vectors)
     return bases

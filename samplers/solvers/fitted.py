@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..calibration.store import Calibration, resolve
+from ..calibration.tableau import Tableau
 from ..errors import CalibrationError
 from ..frames import Frame, edm, flow, linear_vp
 from ..grids import Grid
@@ -16,8 +17,6 @@ def fitted_plan(grid: Grid, *, calibration: str | Calibration = "") -> Plan:
         calibration: the reference of its file, or the object itself. Its sigmas must be the grid's, see ``fitted_grid``; a
             frame of another scaling (alpha = 1, VP, flow) is converted exactly.
     """
-    from ..calibration.tableau import Tableau
-
     tableau = Tableau.from_calibration(_resolved(calibration), grid.frame)
     tableau.check_grid(grid, calibration.partition("@")[0] if isinstance(calibration, str) else "this fitted plan")
     return tableau.plan(grid)
@@ -25,8 +24,6 @@ def fitted_plan(grid: Grid, *, calibration: str | Calibration = "") -> Plan:
 
 def fitted_grid(calibration: str | Calibration, frame: Frame) -> Grid:
     """The noise levels that a fitted plan steps through, in ``frame``."""
-    from ..calibration.tableau import Tableau
-
     return Tableau.from_calibration(_resolved(calibration), frame).grid
 
 
