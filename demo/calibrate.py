@@ -1,52 +1,81 @@
-"""Make the calibrations that ship with the demo models: ``python -m fewstep.demo.calibrate`` writes ``demo/calibration``.
+"""Make the calibrations that ship with the demo models: ``python -m fewstep.demo.calibrate [part of a name ...]``.
 
-They are made as a user makes them, by the calibrating nodes, at the guidance and steps of the templates. What brings nothing
-on unseen noise is not kept.
+They are made as a user makes them, by the calibrating nodes, and written to ``demo/calibration``. What brings nothing on unseen
+noise is not kept. The fitted plans take a minute each on one core.
 """
 
+import argparse
+import itertools
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from . import FORMS
 
 FOLDER = Path(__file__).parent / "calibration"
 STEPS = 5
-JOBS = {  # method -> (node, guidance, settings)
-    "moments": ("FewStepCalibrateMoments", 2.0, {}),
-    "ratios": ("FewStepCalibrateRatios", 4.0, {}),
-    "plan": ("FewStepCalibratePlan", 2.0, {"iterations": 300, "samples": 160}),
-    "statistics": ("FewStepCalibrateStatistics", 2.0, {}),
-}
+GUIDANCES = (1.0, 2.0, 4.0, 7.5)
+PLAN = {"samples": 120, "rounds": 15}
+SCHEDULES = {"eps": "beta", "v": "beta", "flow": "beta"}  # where the fit starts
+
+
+class Made(NamedTuple):
+    """One calibration of one form."""
+
+    name: str
+    node: str
+    form: str
+    cfg: float
+    schedule: str
+    options: dict[str, Any]
+
+
+def wanted() -> Iterator[Made]:
+    """All that ships, at the guidance of the templates; fitted plans at four scales."""
+    for form in FORMS:
+        for method, node, cfg in (
+            ("moments", "FewStepCalibrateMoments", 2.0), ("ratios", "FewStepCalibrateRatios", 4.0),
+            ("statistics", "FewStepCalibrateStatistics", 2.0),
+        ):
+            yield Made(f"digits-{form}-{method}-cfg{cfg:g}", node, form, cfg, "uniform_t", {})
+    for form, cfg in itertools.product(FORMS, GUIDANCES):
+        yield Made(f"digits-{form}-plan-cfg{cfg:g}", "FewStepCalibratePlan", form, cfg, SCHEDULES[form], PLAN)
 
 
 def main() -> None:
-    """Every method for every form."""
+    """Every calibration whose name has one of the given parts in it; all of them without any."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help="parts of names, such as plan-cfg4")
+    parts = parser.parse_args().parts
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for made in wanted():
+            if not parts or any(part in made.name for part in parts):
+                make(made, Path(folder))
+
+
+def make(made: Made, folder: Path) -> None:
+    """Makes one in ``folder`` and keeps it where it gains."""
     from ..host.calibrate_command import DIGITS, calibration_workflow
     from ..host.embedded import EmbeddedHost
     from ..host.errors import NodeExecutionError
     from ..host.executor import Executor
 
-    FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        host = EmbeddedHost(folder, models_directory=folder)
-        for method, (node, cfg, options) in JOBS.items():
-            for form in FORMS:
-                name = f"digits-{form}-{method}-cfg{cfg:g}"
-                graph = calibration_workflow(
-                    node, form=form, prompts=DIGITS.split(","), cfg=cfg, steps=STEPS, schedule="uniform_t", solver="unipc",
-                    batch=10, seed=0, options={**options, "name": name},
-                )
-                try:
-                    result = Executor(host).execute(graph, {})
-                except NodeExecutionError as error:
-                    print(f"{name}: {error}", flush=True)
-                    continue
-                verdict = result.values["7"][1][0].splitlines()[2]
-                print(verdict, name, flush=True)
-                if "NO GAIN" in verdict:
-                    continue
-                shutil.copy(Path(folder) / "fewstep" / f"{name}.safetensors", FOLDER)
+    graph = calibration_workflow(
+        made.node, form=made.form, prompts=DIGITS.split(","), cfg=made.cfg, steps=STEPS, schedule=made.schedule, solver="unipc",
+        batch=10, seed=0, options={**made.options, "name": made.name},
+    )
+    try:
+        result = Executor(EmbeddedHost(folder, models_directory=folder)).execute(graph, {})
+    except NodeExecutionError as error:
+        print(f"{made.name}: {error}", flush=True)
+        return
+    verdict = result.values["7"][1][0].splitlines()[2]
+    print(verdict, made.name, flush=True)
+    if "NO GAIN" not in verdict:
+        shutil.copy(folder / "fewstep" / f"{made.name}.safetensors", FOLDER)
 
 
 if __name__ == "__main__":

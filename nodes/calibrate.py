@@ -58,7 +58,6 @@ class CalibrateNode:
     """A subclass says what it costs and does the work; ``widgets`` are its own inputs by name."""
 
     CALIBRATES: ClassVar[str]  # part of the default file name
-    GRADIENTS: ClassVar[bool] = False
     DISPLAY_NAME: ClassVar[str]
 
     CATEGORY = "FewStep/calibration"
@@ -112,6 +111,11 @@ class CalibrateNode:
         raise NotImplementedError
 
     @classmethod
+    def differentiates(cls, widgets: Mapping[str, Any]) -> bool:
+        """Whether the work needs gradients of the model."""
+        return False
+
+    @classmethod
     def optional_inputs(cls) -> dict[str, Any]:
         """Sockets that need not be connected."""
         return {}
@@ -149,7 +153,7 @@ class CalibrateNode:
         found: list[Calibration] = []
 
         def work(session: Session) -> None:
-            with host.differentiable(model) if self.GRADIENTS else nullcontext():
+            with host.differentiable(model) if self.differentiates(widgets) else nullcontext():
                 found.append(self.work(session, cfg, seed, parts, widgets))
 
         work_inside(model, positive, negative, cfg, latent_image, seed, work)

@@ -21,12 +21,14 @@ class FewStepCalibratePlan(CalibrateNode):
     """A fitted plan for Fitted Solver."""
 
     CALIBRATES = "plan"
-    GRADIENTS = True
     DISPLAY_NAME = "Calibrate Fitted Solver (FewStep)"
     DESCRIPTION = (
-        "Fits the solver itself to this model, guidance and number of steps: coefficients by least squares, which needs no "
-        "gradients, then coefficients, noise levels and the times told to the model together, by gradient descent on the final "
-        "error. Judged on noise that it has not seen, and not saved where that brings nothing."
+        "Fits the solver itself to this model, guidance and number of steps: coefficients step by step against a fine solution, "
+        "then coefficients and the times told to the model together on the final error, by least squares that need no gradients. "
+        "Judged on noise that it has not seen, and not saved where that brings nothing. One evaluation is one sampling step of "
+        "one picture: with the defaults, 5 steps and a batch of 4 they are about 12,000, for a model of SDXL's size at 1024 "
+        "pixels the time of some 600 pictures of 20 steps; 24 samples of 512 pixels and 2 rounds take a tenth. count_only says "
+        "it for your settings."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["learn solver", "lsd", "s4s", "ld3", "fitted plan"]
 
@@ -44,17 +46,29 @@ class FewStepCalibratePlan(CalibrateNode):
             }),
             "iterations": ("INT", {
                 "default": 0, "min": 0, "max": 100_000,
-                "tooltip": "Of the joint part, which differentiates the model: some hundreds for small models. 0 leaves it out; "
-                           "big models need much memory for it.",
+                "tooltip": "Gradient descent on top, which differentiates the model: some hundreds for small models. 0, the "
+                           "default, leaves it out; big models need much memory for it, and rounds mostly reach as much.",
             }),
         }
 
     @classmethod
     def optional_inputs(cls) -> dict[str, Any]:
-        """A solver to start from."""
-        return {"sampler": ("SAMPLER", {
-            "tooltip": "The FewStep solver to be better than, and to start from without least squares; DPM-Solver++ 2M if none.",
-        })}
+        """A solver to start from, and the joint least squares."""
+        return {
+            "sampler": ("SAMPLER", {
+                "tooltip": "The FewStep solver to be better than, and to start from if order is 0; DPM-Solver++ 2M if none.",
+            }),
+            "rounds": ("INT", {
+                "default": 4, "min": 0, "max": 1000,
+                "tooltip": "Of the least squares for all numbers at once, without gradients of the model: each round brings the "
+                           "result nearer, most of it in the first five; small models afford 15. 0 leaves them out.",
+            }),
+        }
+
+    @classmethod
+    def differentiates(cls, widgets: Mapping[str, Any]) -> bool:
+        """See ``CalibrateNode``."""
+        return bool(widgets["iterations"])
 
     def cost(self, frame: Frame, batch: int, widgets: Mapping[str, Any]) -> int:
         """See ``CalibrateNode``."""
@@ -80,9 +94,11 @@ class FewStepCalibratePlan(CalibrateNode):
     @staticmethod
     def _settings(widgets: Mapping[str, Any]) -> FitSettings:
         from ..samplers.calibration.fitted_plan import FitSettings
+        from ..samplers.calibration.joint import Joint
         from ..samplers.calibration.refine import Refinement
 
-        return FitSettings(order=widgets["order"], refinement=Refinement(iterations=widgets["iterations"]))
+        joint = Joint(rounds=widgets.get("rounds", 0))  # a graph saved before there were rounds has none
+        return FitSettings(order=widgets["order"], joint=joint, refinement=Refinement(iterations=widgets["iterations"]))
 
     @staticmethod
     def _base(grid: Grid, widgets: Mapping[str, Any]) -> Plan | None:

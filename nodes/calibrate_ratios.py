@@ -21,7 +21,6 @@ class FewStepCalibrateRatios(CalibrateNode):
     """Ratios for Dynamic Compensation."""
 
     CALIBRATES = "ratios"
-    GRADIENTS = True
     DISPLAY_NAME = "Calibrate Compensation (FewStep)"
     DESCRIPTION = (
         "Searches the compensation ratios (DC-Solver, Zhao et al. 2024) of a solver on a schedule: step by step, against a fine "
@@ -47,6 +46,11 @@ class FewStepCalibrateRatios(CalibrateNode):
                 "tooltip": "gradient differentiates the model, line does not; auto takes gradients where the model has them.",
             }),
         }
+
+    @classmethod
+    def differentiates(cls, widgets: Mapping[str, Any]) -> bool:
+        """See ``CalibrateNode``."""
+        return bool(widgets["method"] != "line")
 
     def cost(self, frame: Frame, batch: int, widgets: Mapping[str, Any]) -> int:
         """See ``CalibrateNode``."""

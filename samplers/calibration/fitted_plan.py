@@ -1,4 +1,4 @@
-"""Fitting a plan to a model: a fine solution, stagewise least squares, joint refinement, and the judgement on held-out seeds."""
+"""Fitting a plan to a model: a fine solution, least squares stagewise and joint, refinement, the judgement on held-out seeds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..grids import Grid
 from ..plan import Plan
 from ..solvers.dpm_multistep import dpm_solver_multistep
 from .job import Job
+from .joint import Joint, fit_joint, joint_cost
 from .refine import Refinement, final_errors, refine, refine_cost
 from .samples import Keeper, Samples
 from .stagewise import fit_stagewise, teacher_cost, teacher_states
@@ -28,14 +29,16 @@ class FitSettings:
         order: outputs that stagewise least squares combines, 1 to the number of steps; 0 leaves that part out.
         constrained, ridge: of the least squares, see ``fit_stagewise``.
         teacher_steps: steps of the fine solution.
-        refinement: of the joint part; 0 iterations leave it out.
+        joint: of the least squares for all numbers at once, from the better of the plain and the stagewise plan.
+        refinement: of the gradient descent from there, which differentiates the model.
     """
 
     order: int = 3
     constrained: bool = True
     ridge: float = 1e-4
     teacher_steps: int = 100
-    refinement: Refinement = field(default_factory=Refinement)
+    joint: Joint = field(default_factory=Joint)
+    refinement: Refinement = field(default_factory=lambda: Refinement(iterations=0))
 
 
 def cost(grid: Grid, samples: int, batch: int, held_out: int, settings: FitSettings) -> int:
@@ -46,6 +49,7 @@ def cost(grid: Grid, samples: int, batch: int, held_out: int, settings: FitSetti
     least_squares = (samples - held_out) * grid.steps if settings.order else 0
     return (
         teacher_cost(grid, samples, settings.teacher_steps) + least_squares + 3 * grid.steps * held_out
+        + joint_cost(grid.steps, samples - held_out, batch, held_out, settings.joint)
         + refine_cost(grid.steps, batch, held_out, settings.refinement)
     )
 
@@ -103,9 +107,9 @@ def fit(
             gain["stagewise"] = judge(stagewise, "judged stagewise")
             if gain["stagewise"]["mean"] < gain["plain"]["mean"]:
                 best = stagewise
-        refined = refine(
-            train, x[:rest], target, held, x[rest:], target_held, best, settings.refinement, keeper,
-        )
+        data = (train, x[:rest], target, held, x[rest:], target_held)
+        best = fit_joint(*data, best, settings.joint, keeper)
+        refined = refine(*data, best, settings.refinement, keeper)
         gain["calibrated"] = judge(refined, "judged refined")
     if gain["calibrated"]["mean"] >= gain["plain"]["mean"]:
         raise CalibrationError(
@@ -124,4 +128,5 @@ def fit(
 def settings_from(data: dict[str, Any]) -> FitSettings:
     """From the ``settings`` of a calibration's meta."""
     known = {f.name for f in fields(FitSettings)}
-    return FitSettings(**{**{k: v for k, v in data.items() if k in known}, "refinement": Refinement(**data["refinement"])})
+    return FitSettings(**{**{k: v for k, v in data.items() if k in known}, "joint": Joint(**data["joint"]),
+                          "refinement": Refinement(**data["refinement"])})

@@ -83,6 +83,18 @@ def final_errors(tableau: Tableau, samples: Samples, x: torch.Tensor, target: to
     return torch.cat(errors)
 
 
+def robust(errors: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Pseudo-Huber in mean square errors: themselves where small against ``scale``, growing by their root beyond."""
+    return 2 * scale * ((1 + errors / scale).sqrt() - 1)
+
+
+def outputs_of_first_batch(tableau: Tableau, samples: Samples, x: torch.Tensor) -> torch.Tensor:
+    """The predictions [M, B, ...] of the first batch along the plan."""
+    seen: list[torch.Tensor] = []
+    run(tableau.plan(), samples.denoiser, x[: samples.batch], callback=lambda p: seen.append(p.denoised.clone()))
+    return torch.stack(seen)
+
+
 def refine(
     samples: Samples, x: torch.Tensor, target: torch.Tensor, held: Samples, x_held: torch.Tensor, target_held: torch.Tensor,
     start: Tableau, settings: Refinement, keeper: Keeper,
@@ -111,7 +123,7 @@ def _descend(
     state = keeper.part("refine")
     if not state:
         with torch.no_grad():
-            outputs = _outputs(start, samples, x)
+            outputs = outputs_of_first_batch(start, samples, x)
             state = {
                 "outputs": outputs, "done": torch.tensor(0), "held": final_errors(start, held, x_held, target_held).mean()[None],
                 "train": torch.zeros(0, dtype=torch.float64),
@@ -140,7 +152,7 @@ def _descend(
         result = unrolled.run(samples.denoiser, begin, theta, checkpointing=settings.checkpointing)
         errors = (result - target[rows]).square().flatten(1).mean(1).double()
         scale = OUTLIER * errors.detach().median().clamp(min=1e-30)
-        loss = (2 * scale * ((1 + errors / scale).sqrt() - 1)).mean()
+        loss = robust(errors, scale).mean()
         if not math.isfinite(float(loss.detach())):
             raise CalibrationError(f"iteration {i} of the fit gave NaN or infinity: lower the rate, or run the model in float32")
         adam.param_groups[0]["lr"] = settings.rate_at(i)
@@ -167,13 +179,6 @@ def _descend(
         }
         keeper.advance(evaluations, "refine", kept, {"held out": judged})
     return unrolled.tableau(best) if min(judged) < judged[0] else start
-
-
-def _outputs(tableau: Tableau, samples: Samples, x: torch.Tensor) -> torch.Tensor:
-    """The predictions [M, B, ...] of the first batch along the plan."""
-    seen: list[torch.Tensor] = []
-    run(tableau.plan(), samples.denoiser, x[: samples.batch], callback=lambda p: seen.append(p.denoised.clone()))
-    return torch.stack(seen)
 
 
 def _relaxed(offset: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor, settings: Refinement) -> torch.Tensor:

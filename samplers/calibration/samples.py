@@ -19,7 +19,8 @@ class Keeper:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._state: State = dict(job.resume() or {})
+        # copies: a file's tensors lie at any address, and sums of unaligned ones are rounded otherwise
+        self._state: State = {key: value.clone() for key, value in (job.resume() or {}).items()}
 
     def part(self, name: str) -> State:
         """What was kept of a part, empty if it has not begun."""

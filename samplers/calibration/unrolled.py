@@ -114,7 +114,7 @@ class Unrolled:
         scale = self._scale * self._rescaling(level[:-1], told_level)
         factor = torch.where(decay > 0, decay, torch.ones_like(decay))
         rows = [g * (w + basis @ v) for g, w, basis, v in zip(gain, self._weights, self.bases, weights, strict=True)]
-        return Numbers(sigma, told_level.log(), self._state(told_level)[1], scale, self._x * state.exp() * factor, rows)
+        return Numbers(sigma, told_level.log(), self._state(told_level)[1], scale, (self._x + state) * factor, rows)
 
     def tableau(self, theta: torch.Tensor) -> Tableau:
         """The plan at ``theta``, ready to run or to save."""

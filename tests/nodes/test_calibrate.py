@@ -17,7 +17,7 @@ from fewstep.samplers.errors import FewStepError
 
 SMALL = {
     Method.moments: {"kind": "channel", "samples": 8, "range_samples": 1}, Method.ratios: {"samples": 2, "method": "line"},
-    Method.plan: {"samples": 8, "iterations": 2},
+    Method.plan: {"samples": 8, "rounds": 1, "iterations": 2},
 }
 
 

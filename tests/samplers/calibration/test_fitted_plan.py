@@ -10,6 +10,7 @@ from fewstep.samplers.analytic import GaussianMixture, start_noise
 from fewstep.samplers.calibration import store
 from fewstep.samplers.calibration.fitted_plan import FitSettings, cost, fit, settings_from
 from fewstep.samplers.calibration.job import Job
+from fewstep.samplers.calibration.joint import Joint, slopes_cost, trace
 from fewstep.samplers.calibration.refine import Refinement
 from fewstep.samplers.calibration.samples import Samples
 from fewstep.samplers.calibration.stagewise import fit_plan, solve_weights, teacher_grid
@@ -45,7 +46,8 @@ def mixture_fit(settings, steps=5, guidance=3.0, count=5 * B, **more):
     return fit(MODEL.denoiser(FRAMES["edm"], guidance), grid, starts(grid, count), batch=B, held_out=2 * B, settings=settings, **more)
 
 
-QUICK = FitSettings(teacher_steps=40, refinement=Refinement(iterations=24, checks=4, rate=0.03))
+QUICK = FitSettings(teacher_steps=40, joint=Joint(rounds=0), refinement=Refinement(iterations=24, checks=4, rate=0.03))
+JOINT = FitSettings(teacher_steps=40, joint=Joint(rounds=4, parts=1))
 
 
 @pytest.mark.parametrize("frame", ["unit", "vp", "flow"])
@@ -186,22 +188,78 @@ def test_told_levels_beyond_the_models_come_back_to_where_they_have_a_gradient()
     assert bool((gradient[4:8] > 0).all())
 
 
+def errors_of(made, guidance=3.0, steps=5):
+    """(the fitted plan's error, DPM-Solver++ 2M's) on noise that no fit has seen."""
+    frame, denoiser = FRAMES["edm"], MODEL.denoiser(FRAMES["edm"], guidance)
+    grid = grids.karras(frame, steps, end="zero", t_T=14.6, t_0=0.03)
+    x = starts(grid, 24, seed=9)
+    fine = grids.uniform_lambda(frame, 300, end="zero", t_T=14.6, t_0=0.002)
+    target = run(make_plan("dpm_solver_multistep", frame, fine), denoiser, x)
+    plans = make_plan("fitted_plan", frame, fitted_grid(made, frame), calibration=made), make_plan("dpm_solver_multistep", frame, grid)
+    return [float((run(plan, denoiser, x) - target).square().mean()) for plan in plans]
+
+
+def test_joint_least_squares_gain_where_the_stagewise_stop_without_gradients():
+    inner = MODEL.denoiser(FRAMES["edm"], 3.0)
+
+    def no_gradients(x, sigma):
+        assert not x.requires_grad
+        return inner(x, sigma)
+
+    grid = grids.karras(FRAMES["edm"], 5, end="zero", t_T=14.6, t_0=0.03)
+    made = fit(no_gradients, grid, starts(grid, 5 * B), batch=B, held_out=2 * B, settings=JOINT)
+    gain = made.meta["gain"]
+    assert gain["calibrated"]["mean"] < 0.5 * min(gain["stagewise"]["mean"], gain["plain"]["mean"])
+    np.testing.assert_allclose(made.meta["sigmas"], grid.sigma, rtol=1e-14)
+    fitted, plain = errors_of(made)
+    assert fitted < 0.1 * plain
+
+
+def test_joint_least_squares_find_a_linear_models_solution():
+    """Gaussian data: D is linear in x, so some plan of 3 steps is exact for all starts: quadratic convergence to it."""
+    frame = FRAMES["edm"]
+    grid = grids.karras(frame, 3, end="stop", t_T=14.6, t_0=0.03)
+    spread, x = 0.5, starts(grid, 3 * B)
+    settings = FitSettings(order=0, teacher_steps=400, joint=Joint(rounds=8, parts=1))
+    made = fit(lambda y, s: y * (spread**2 / (spread**2 + s.reshape(-1, 1, 1, 1) ** 2)), grid, x, batch=B, held_out=B, settings=settings)
+    assert made.meta["gain"]["plain"]["mean"] > 1e-4 and made.meta["gain"]["calibrated"]["mean"] < 1e-12
+
+
+def test_a_run_with_one_number_changed_is_that_run_and_evaluates_only_what_changes():
+    grid = grid_of("flow", 4)
+    start = Tableau.from_plan(make_plan("unipc", grid.frame, grid), grid.frame)
+    calls, inner = [], MODEL.denoiser(grid.frame, 2.0)
+
+    def denoiser(x, sigma):
+        calls.append(1)
+        return inner(x, sigma)
+
+    samples, x = Samples(denoiser, 3, 3), starts(grid, 3)
+    outputs = torch.randn(4, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    unrolled = Unrolled(start, uncorrelated(outputs, start.gain, consistent=False), times=False)
+    count = sum(unrolled.sizes)
+    theta = 0.05 * torch.randn(count, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    unrolled.project(theta)
+    base = trace(samples, x, unrolled.numbers(theta))
+    calls.clear()
+    for i in torch.nonzero(unrolled.moving).flatten().tolist():
+        other = theta.clone()
+        other[i] -= 1e-3
+        numbers, before = unrolled.numbers(other), len(calls)
+        end = trace(samples, x, numbers, base).states[-1]
+        assert len(calls) - before <= 4
+        torch.testing.assert_close(end, run(unrolled.tableau(other).plan(), inner, x), rtol=0, atol=1e-12)
+        assert not torch.equal(end, base.states[-1])
+    assert len(calls) == slopes_cost(4)
+
+
 def test_refinement_gains_where_least_squares_stop_and_says_by_how_much():
     made = mixture_fit(replace(QUICK, refinement=replace(QUICK.refinement, iterations=60)))
     gain = made.meta["gain"]
     assert gain["calibrated"]["mean"] < 0.6 * min(gain["stagewise"]["mean"], gain["plain"]["mean"])
-    frame = FRAMES["edm"]
-    grid, x = fitted_grid(made, frame), starts(grids.karras(frame, 5, end="zero", t_T=14.6, t_0=0.03), 24, seed=9)
-    denoiser = MODEL.denoiser(frame, 3.0)
-    target = run(make_plan("dpm_solver_multistep", frame, grids.uniform_lambda(frame, 300, end="zero", t_T=14.6, t_0=0.002)), denoiser, x)
-    plans = make_plan("fitted_plan", frame, grid, calibration=made), make_plan("dpm_solver_multistep", frame, trial_karras(frame))
-    errors = [float((run(plan, denoiser, x) - target).square().mean()) for plan in plans]
-    assert errors[0] < 0.2 * errors[1]
+    fitted, plain = errors_of(made)
+    assert fitted < 0.2 * plain
     assert settings_from(made.meta["settings"]) == replace(QUICK, refinement=replace(QUICK.refinement, iterations=60))
-
-
-def trial_karras(frame):
-    return grids.karras(frame, 5, end="zero", t_T=14.6, t_0=0.03)
 
 
 class Stop(Exception):
@@ -210,10 +268,10 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("relaxation", [0.0, 0.02])
 def test_an_interrupted_fit_ends_with_the_same_bits(tmp_path, relaxation):
-    settings = replace(QUICK, refinement=replace(QUICK.refinement, iterations=8, relaxation=relaxation))
+    settings = replace(QUICK, joint=Joint(rounds=3), refinement=replace(QUICK.refinement, iterations=8, relaxation=relaxation))
     counted = []
     whole = mixture_fit(settings, job=Job(1, {}, report=lambda done, total, curves: counted.append(done)))
-    for stop in (1, 4, 7, 10, 12, 15, len(counted) - 1):  # in the teacher, the least squares, the refinement, the judgement
+    for stop in (2, 7, 10, 12, 14, 19, len(counted) - 1):  # in the teacher, both least squares, the refinement, the judgement
         partial, calls = tmp_path / f"{stop}.partial", []
 
         def interrupt(done, total, curves, calls=calls, stop=stop):
@@ -238,7 +296,7 @@ def test_the_cost_is_known_beforehand_and_counts_calls():
         calls.append(len(x))
         return guided(x, sigma)
 
-    for settings in (replace(QUICK, refinement=Refinement(iterations=0)), replace(QUICK, refinement=Refinement(iterations=8, checks=2, patience=9, checkpointing=False))):
+    for settings in (replace(JOINT, joint=Joint(rounds=3, patience=9)), replace(QUICK, refinement=Refinement(iterations=0)), replace(QUICK, refinement=Refinement(iterations=8, checks=2, patience=9, checkpointing=False))):
         calls.clear()
         job = Job(1, {})
         fit(denoiser, grid, starts(grid, 5 * B), batch=B, held_out=2 * B, settings=settings, job=job)
