@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..samplers import Recipe, run
-from ..samplers.calibration import store
 from ..samplers.errors import FewStepError
-from ..samplers.grids import Grid, from_sigmas
+from ..samplers.grids import from_sigmas
 from ..samplers.plan import Plan
 from ..samplers.registry import BOUND, CORRECTORS, REPLANNERS, SOLVERS, solver_options
-from . import digits
+from . import shipped
 from .methods import Method, Unfit
 from .problems import Denoiser, Problem
 
@@ -66,30 +65,7 @@ def _is_rare(recipe: Recipe) -> bool:
 def extra_methods(problem: Problem, guidance: float) -> list[Method]:
     """The recipes of ``EXTRA`` for one guidance scale, and on a demo model the shipped calibrations made for it."""
     found = [_extra(name, make, guidance) for name, make in EXTRA.items()]
-    if not problem.name.startswith("digits"):
-        return found
-    store.add_folder(digits.CALIBRATIONS)
-
-    def calibrated(steps: int) -> dict[str, tuple[Recipe, Grid]]:
-        grid = from_sigmas(problem.frame, problem.sigmas("uniform_t", steps))
-        made = digits.calibrated(problem.prediction, guidance, steps, problem.frame, grid)
-        return {name: (recipe, own) for name, recipe, own in made}
-
-    names = dict.fromkeys(name for steps in digits.NFES for name in calibrated(steps))
-    return [*found, *(_calibrated(name, calibrated) for name in names)]
-
-
-def _calibrated(name: str, calibrated: Callable[[int], dict[str, tuple[Recipe, Grid]]]) -> Method:
-    def sample_calibrated(problem: Problem, denoiser: Denoiser, grid: str, steps: int) -> torch.Tensor:
-        if name not in (found := calibrated(steps)):
-            raise Unfit
-        recipe, own = found[name]
-        try:
-            return run(recipe.resolve(problem.frame, own), denoiser, problem.noise * own.node(0).sigma)
-        except FewStepError as error:
-            raise Unfit from error
-
-    return Method("fewstep, calibrated", name, lambda problem: ("own",), sample_calibrated)
+    return [*found, *shipped.methods(problem, guidance)] if problem.name.startswith("digits") else found
 
 
 def _method(label: str, recipe: Recipe) -> Method:
