@@ -31,8 +31,8 @@ def calibrate(
     form: Annotated[str, typer.Option("--form", help="Which demo model: eps, v or flow.")] = "eps",
     prompts: Annotated[str, typer.Option("--prompts", help="Digits to calibrate with, separated by commas.")] = DIGITS,
     cfg: Annotated[float, typer.Option("--cfg", min=0, max=100, help="Guidance scale to calibrate for.")] = 2.0,
-    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Steps, for ratios and plan.")] = 5,
-    schedule: Annotated[str, typer.Option("--schedule", help="Schedule, for ratios and plan.")] = "uniform_t",
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Steps, for ratios, plan, judging statistics.")] = 5,
+    schedule: Annotated[str, typer.Option("--schedule", help="Schedule, for the same.")] = "uniform_t",
     solver: Annotated[str, typer.Option("--solver", help="The solver to compensate, or to fit from.")] = "unipc",
     option: Annotated[list[str] | None, typer.Option("--option", help="A setting of the calibrating node as name=value, such as "
                                                                       "iterations=300; may be repeated.")] = None,
@@ -95,8 +95,10 @@ def calibration_workflow(
     sockets: dict[str, Any] = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
     if "sigmas" in known:
         graph["5"] = node("FewStepSchedule", model=["1", 0], kind=schedule, steps=steps)
+        sockets["sigmas"] = ["5", 0]
+    if "sampler" in known:
         graph["6"] = solver_entry(solver, {})
-        sockets |= {"sigmas": ["5", 0], "sampler": ["6", 0]}
+        sockets["sampler"] = ["6", 0]
     graph["7"] = node(node_id, **sockets, cfg=cfg, seed=seed, **options)
     return graph
 

@@ -185,9 +185,10 @@ def verdict(made: Calibration) -> str:
     before, after = (v["mean"] if isinstance(v, dict) else v for v in (gain.get("plain"), gain.get("calibrated")))
     if not before or after is None:
         return ""
+    times, way = f"{after / before:.2f} times", f" in mode {gain['mode']}" if "mode" in gain else ""
     if after >= before:
-        return f"NO GAIN on unseen noise ({after / before:.2f} times the error of the plain solver): use the plain solver here"
-    return f"On unseen noise the mean-square error is {after / before:.2f} times that of the plain solver"
+        return f"NO GAIN on unseen noise ({times} the error of the plain solver{way}): use the plain solver here"
+    return f"On unseen noise the mean-square error is {times} that of the plain solver{way}"
 
 
 def plain(value: Any) -> Any:

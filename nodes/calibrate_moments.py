@@ -23,7 +23,7 @@ class FewStepCalibrateMoments(CalibrateNode):
     DISPLAY_NAME = "Calibrate Teleport (FewStep)"
     DESCRIPTION = (
         "Measures mean and covariance of what the model draws for these prompts at this guidance, and down to which noise level "
-        "a jump by them holds. Seconds to minutes. Connect the result to Teleport."
+        "a jump by them holds, and what it gains at 5 steps. Seconds to minutes. Connect the result to Teleport."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["gaussian moments", "teleportation statistics", "covariance"]
 
@@ -46,7 +46,8 @@ class FewStepCalibrateMoments(CalibrateNode):
             }),
             "rank": ("INT", {"default": 64, "min": 1, "max": 256, "advanced": True, "tooltip": "lowrank only: directions kept."}),
             "range_samples": ("INT", {
-                "default": 6, "min": 1, "max": 64, "advanced": True, "tooltip": "Many-step runs to measure the jump's range on.",
+                "default": 6, "min": 1, "max": 64, "advanced": True,
+                "tooltip": "Many-step runs to measure the jump's range and its gain on.",
             }),
         }
 
@@ -57,23 +58,24 @@ class FewStepCalibrateMoments(CalibrateNode):
 
     def cost(self, frame: Frame, batch: int, widgets: Mapping[str, Any]) -> int:
         """See ``CalibrateNode``."""
-        from ..samplers.calibration import moments
+        from ..samplers.calibration import moments, moments_gain
 
         measured = 0
         if widgets["source"] == "denoiser":
             measured = moments.cost_from_denoiser(widgets["samples"])
         elif widgets["source"] == "own samples":
             measured = moments.cost_from_model(own_plan(frame), widgets["samples"])
-        return measured + moments.cost_of_range(widgets["range_samples"])
+        tests = widgets["range_samples"]
+        return measured + moments.cost_of_range(tests) + moments_gain.cost(frame, tests)
 
     def work(self, session: Session, cfg: float, seed: int, parts: Parts, widgets: Mapping[str, Any]) -> Calibration:
         """See ``CalibrateNode``; raises CalibrationError for the source latents without any."""
-        from ..samplers.calibration import moments
+        from ..samplers.calibration import moments, moments_gain
         from ..samplers.errors import CalibrationError
 
-        kind, count, rank = widgets["kind"], widgets["samples"], widgets["rank"]
-        extent = moments.cost_of_range(widgets["range_samples"])
-        job = parts.job("moments", parts.total - extent)
+        kind, count, rank, tests = (widgets[name] for name in ("kind", "samples", "rank", "range_samples"))
+        extent, judged = moments.cost_of_range(tests), moments_gain.cost(session.frame, tests)
+        job = parts.job("moments", parts.total - extent - judged)
         if widgets["source"] == "denoiser":
             made = moments.from_denoiser(
                 session.denoiser, session.frame, session.like, kind=kind, samples=count, seed=seed, job=job)
@@ -85,9 +87,13 @@ class FewStepCalibrateMoments(CalibrateNode):
                 raise CalibrationError("the source is latents, but no LATENT is connected to 'latents': encode some pictures")
             given = session.process_in(widgets["latents"]["samples"].to(session.like.device))
             made = moments.from_latents(given.split(len(session.like)), kind=kind, rank=rank, job=job)
-        return moments.measure_range(
-            session.denoiser, session.frame, made, session.like, samples=widgets["range_samples"], seed=(seed + 2**40) % 2**63,
+        made = moments.measure_range(
+            session.denoiser, session.frame, made, session.like, samples=tests, seed=(seed + 2**40) % 2**63,
             job=parts.job("range", extent),
+        )
+        return moments_gain.measure_gain(
+            session.denoiser, session.frame, made, session.like, samples=tests, seed=(seed + 2**41) % 2**63,
+            job=parts.job("gain", judged),
         )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .inside import Session
 
 PRESETS = {"draft": "40 noise levels, 32 samples", "normal": "120 levels, 128 samples", "paper": "250 levels, 1024 samples"}
-CHECK_STEPS = 8  # the gain is measured on this many steps
+CHECK_STEPS = 8  # the gain is measured on this many steps where no schedule is given
 
 
 class FewStepCalibrateStatistics(CalibrateNode):
@@ -27,7 +27,7 @@ class FewStepCalibrateStatistics(CalibrateNode):
     DISPLAY_NAME = "Calibrate DPM-Solver-v3 (FewStep)"
     DESCRIPTION = (
         "Measures the statistics that fit DPM-Solver-v3 to this model at this guidance (Zheng et al. 2023), on samples that the "
-        "model draws itself or on pictures of yours, and what it gains at 8 steps. The draft takes minutes on a GPU."
+        "model draws itself or on pictures of yours, and what it gains on your schedule. The draft takes minutes on a GPU."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["measure ems", "empirical model statistics", "dpm solver v3"]
 
@@ -51,8 +51,13 @@ class FewStepCalibrateStatistics(CalibrateNode):
 
     @classmethod
     def optional_inputs(cls) -> dict[str, Any]:
-        """Pictures of the user's."""
-        return {"latents": ("LATENT", {"tooltip": "Encoded pictures to measure on, instead of the model's own samples."})}
+        """Pictures of the user's, and the schedule to judge on."""
+        return {
+            "latents": ("LATENT", {"tooltip": "Encoded pictures to measure on, instead of the model's own samples."}),
+            "sigmas": ("SIGMAS", {
+                "tooltip": "The schedule that you will use: the gain is measured on it. Without one, on 8 steps of uniform t.",
+            }),
+        }
 
     def cost(self, frame: Frame, batch: int, widgets: Mapping[str, Any]) -> int:
         """See ``CalibrateNode``."""
@@ -61,7 +66,8 @@ class FewStepCalibrateStatistics(CalibrateNode):
 
         drawn = 0 if widgets.get("latents") is not None else own_samples.cost(own_plan(frame), self._samples(widgets))
         return drawn + cost(
-            self._levels(frame, widgets), self._samples(widgets), widgets["derivative"], batch=batch, check=check_grid(frame)
+            self._levels(frame, widgets), self._samples(widgets), widgets["derivative"], batch=batch,
+            check=check_grid(frame, widgets.get("sigmas")),
         )
 
     def work(self, session: Session, cfg: float, seed: int, parts: Parts, widgets: Mapping[str, Any]) -> Calibration:
@@ -70,7 +76,7 @@ class FewStepCalibrateStatistics(CalibrateNode):
         from ..samplers.calibration.measure_statistics import cost, measure_statistics
 
         frame, count, batch = session.frame, self._samples(widgets), len(session.like)
-        levels, check = self._levels(frame, widgets), check_grid(frame)
+        levels, check = self._levels(frame, widgets), check_grid(frame, widgets.get("sigmas"))
         if widgets.get("latents") is None:
             plan = own_plan(frame)
             job = parts.job("samples", own_samples.cost(plan, count))
@@ -104,11 +110,11 @@ def is_rounded(frame: Frame) -> bool:
     return isinstance(frame.time, DiscreteTime)
 
 
-def check_grid(frame: Frame) -> Grid:
+def check_grid(frame: Frame, sigmas: Any = None) -> Grid:
     """The grid on which the gain is measured."""
     from ..samplers import grids
 
-    return grids.uniform_t(frame, CHECK_STEPS, end="zero")
+    return grids.uniform_t(frame, CHECK_STEPS, end="zero") if sigmas is None else grids.from_sigmas(frame, sigmas)
 
 
 NODES = (FewStepCalibrateStatistics,)

@@ -97,7 +97,8 @@ def test_the_jump_alone_is_what_the_sampler_starts_from(host, text, moments, gau
 
     model = host.demo_checkpoint("eps")[0]
     sigmas = schedule(model, "karras", 10)
-    sampler = teleported(host.make_sampler(inner, {"strength": 0.7}), moments, mode="mean", skip="sigma", sigma_skip=float(sigmas[4]))
+    options = {"mode": "mean", "skip": "sigma", "sigma_skip": float(sigmas[4]), "rest": "tail"}
+    sampler = teleported(host.make_sampler(inner, {"strength": 0.7}), moments, **options)
     _, steps = run(host, text, model, sampler, sigmas)
     assert torch.equal(seen["sigmas"], sigmas[4:]) and seen["sigmas"].dtype == sigmas.dtype
     assert steps == [(i, 10) for i in range(5, 11)]
@@ -200,7 +201,7 @@ def test_correctors_may_come_after(host, text, moments):
 
     model = host.demo_checkpoint("eps")[0]
     sigmas = schedule(model, "karras", 8)
-    sampler = FewStepUniC().correct(teleported(fewstep(), moments, skip="sigma", sigma_skip=4.0), **defaults(FewStepUniC))[0]
+    sampler = FewStepUniC().correct(teleported(fewstep(), moments, skip="sigma", sigma_skip=4.0, rest="tail"), **defaults(FewStepUniC))[0]
     run(host, text, model, sampler, sigmas)
     below = int((sigmas[:-1] < 4.0).sum())
     assert model.model.diffusion_model.calls == below + 2

@@ -370,7 +370,7 @@ def test_a_draw_needs_a_full_run():
 def test_facts_and_determinism(mode, start_with):
     own = moments_of(measured("fourier"))
     moments, frame = calibration_of(own, shifted(own)), frames.edm()
-    recipe = Recipe("dpm_solver_sde_multistep").started("teleport", moments=moments, mode=mode, start=start_with, skip="fraction", guidance_scale=3.0)
+    recipe = Recipe("dpm_solver_sde_multistep").started("teleport", moments=moments, mode=mode, start=start_with, skip="fraction", rest="tail", guidance_scale=3.0)
     plan = recipe.resolve(frame, grids.karras(frame, 8, end="zero", t_T=80.0, t_0=0.03))
     calls, seen = [], []
 
@@ -426,7 +426,7 @@ def test_every_solver_goes_on_after_a_jump(solver):
 def test_a_jump_composes_with_correctors():
     frame, moments = frames.edm(), measured("channel")
     grid = grids.karras(frame, 10, end="zero", t_T=80.0, t_0=0.03)
-    plan = Recipe("dpm_solver_multistep").corrected("unic").started("teleport", moments=moments).resolve(frame, grid)
+    plan = Recipe("dpm_solver_multistep").corrected("unic").started("teleport", moments=moments, rest="tail").resolve(frame, grid)
     tail_only = Recipe("dpm_solver_multistep").corrected("unic").resolve(frame, tail(grid, plan.nodes[0].sigma))
     assert plan.nfe == tail_only.nfe + 1 and [s.carry.m for s in plan.stages] == [s.carry.m for s in tail_only.stages]
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from fewstep.samplers import Recipe, frames, grids
+from fewstep.samplers import Recipe, frames, grids, run
 from fewstep.samplers.analytic import GaussianMixture
 from fewstep.samplers.calibration import moments as measure
-from fewstep.samplers.calibration import store
+from fewstep.samplers.calibration import moments_gain, store
 from fewstep.samplers.calibration.job import Job
 from fewstep.samplers.calibration.moments_file import calibration_of, curves, moments_of
 from fewstep.samplers.errors import CalibrationError, OptionError
@@ -214,10 +214,12 @@ def works(denoise, job):
         "samples": lambda: measure.from_model(denoise, plan, LIKE, samples=18, job=job),
         "denoiser": lambda: measure.from_denoiser(denoise, frame, LIKE, samples=10, unconditional=denoise, job=job),
         "range": lambda: measure.measure_range(denoise, frame, moments, LIKE, samples=18, steps=12, job=job),
+        "gain": lambda: moments_gain.measure_gain(denoise, frame, moments, LIKE, samples=18, steps=4, job=job),
     }
 
 
-COSTS = {"latents": 20, "channel": 20, "lowrank": 60, "samples": 54, "denoiser": 60, "range": 216}
+# the gain: three runs of 4 evaluations and one of three steps divided in 12 and the last, to sigma 0
+COSTS = {"latents": 20, "channel": 20, "lowrank": 60, "samples": 54, "denoiser": 60, "range": 216, "gain": 18 * (3 * 4 + 3 * 12 + 1)}
 
 
 @pytest.mark.parametrize("name", list(COSTS))
@@ -254,6 +256,7 @@ def test_costs_are_known_beforehand():
     assert measure.cost_from_model(plan, 18) == COSTS["samples"]
     assert measure.cost_from_denoiser(10, unconditional=True) == COSTS["denoiser"]
     assert measure.cost_of_range(18, 12) == COSTS["range"]
+    assert moments_gain.cost(frames.edm(), 18, 4) == COSTS["gain"]
 
 
 # the range
@@ -298,3 +301,37 @@ def test_guided_jumps_are_measured_where_both_models_are_known():
     made = measure.measure_range(model.denoiser(frames.edm(), 7.5), frames.edm(), calibration_of(*both), like, guidance_scale=7.5)
     assert 4.0 < made.meta["range"]["guided"] < 20.0
     assert made.meta["range_tolerance"] == 0.02
+
+
+# the gain
+
+@pytest.mark.parametrize("frame", [frames.linear_vp(), frames.flow()], ids=lambda f: f.scaling)
+def test_the_gain_of_a_gaussian_model_is_that_of_its_closed_solution(frame):
+    """Jumps are exact there, so the plain solver's error is nearly all that is left of the comparison."""
+    moments = gaussian()
+    denoise = gaussian_denoiser(moments, frame.alpha_of_sigma)
+    made = measure.measure_range(denoise, frame, calibration_of(moments), LIKE)
+    gain = moments_gain.measure_gain(denoise, frame, made, LIKE, samples=8, seed=70).meta["gain"]
+    start = measure.noise(range(70, 78), LIKE)
+    ends = []
+    for recipe, steps in ((Recipe("unipc", {"order": 2}), 5), (Recipe("dpm_solver_multistep", {"order": 3}), 3000)):
+        plan = recipe.resolve(frame, grids.uniform_t(frame, steps, end="zero"))
+        ends.append(run(plan, denoise, start * plan.nodes[0].sigma))
+    assert gain["plain"] == pytest.approx(float((ends[0] - ends[1]).square().mean()), rel=0.02)
+    assert gain["steps"] == 5 and gain["mode"] == "mean" and gain["calibrated"] == gain["mean"]
+    assert gain["mean"] < 0.01 * gain["plain"]
+
+
+def test_no_gain_is_measured_where_no_jump_holds():
+    """Guided: the mean without guidance is wrong everywhere, and the jump is left out."""
+    frame, model = frames.edm(), GaussianMixture.make(0, channels=3)
+    off = calibration_of(gaussian("channel"), range={"mean": None, "anchored": None})
+    gain = moments_gain.measure_gain(model.denoiser(frame, 7.5), frame, off, LIKE, samples=4).meta["gain"]
+    assert gain["mean"] == gain["anchored"] == gain["plain"] > 0
+
+
+def test_a_gain_that_cannot_be_measured_is_named():
+    with pytest.raises(CalibrationError, match="the gain from seed 20000 on"):
+        moments_gain.measure_gain(lambda x, s: x * float("nan"), frames.edm(), calibration_of(gaussian()), LIKE)
+    with pytest.raises(OptionError, match="steps"):
+        moments_gain.measure_gain(lambda x, s: x, frames.edm(), calibration_of(gaussian()), LIKE, steps=2)
