@@ -95,7 +95,7 @@ class EmbeddedHost:
         patches: dict[str, list[Any]] = {}
         for patch, strength in model.weight_patches:
             patches.setdefault(patch.key, []).append((strength, comfy_form(patch), 1.0))
-        return {f"diffusion_model.{name}": tensor for name, tensor in own.items()}, patches_data(patches)
+        return {f"diffusion_model.{name}": tensor for name, tensor in own.items()}, patches_data(patches, model.additions)
 
     def differentiable(self, model: Any) -> AbstractContextManager[None]:
         """See ``Host``; nodes run in inference mode here too."""

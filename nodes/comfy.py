@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .comfy_adapters import ComfyAdapters, ComfyFiles
+from .comfy_adapters import ComfyAdapters, ComfyFiles, additions_of
 from .demo_parts import DemoClip, DemoVAE, load_demo
 from .gradients import own_tensors
 from .host import HostError
+
+if TYPE_CHECKING:
+    from ..samplers.adapters.forward import ForwardAdditions
 
 
 class ComfyHost:
@@ -115,7 +118,7 @@ class ComfyHost:
         for name, backup in getattr(model, "backup", {}).items():
             if name in own:
                 own[name] = getattr(backup, "weight", backup)
-        return own, patches_data(getattr(model, "patches", None) or {})
+        return own, patches_data(getattr(model, "patches", None) or {}, additions_of(model))
 
     def differentiable(self, model: Any) -> AbstractContextManager[None]:
         """See ``Host``."""
@@ -169,8 +172,11 @@ def _demo_settings(prediction: str) -> tuple[Any, dict[str, Any]]:
     return kind, {"beta_schedule": "linear", "linear_start": BETA_START, "linear_end": BETA_END}
 
 
-def patches_data(patches: Mapping[str, Any]) -> list[Any] | None:
-    """What tells one set of LoRA patches from another, as JSON values: weights patched, strengths, some numbers."""
+def patches_data(patches: Mapping[str, Any], additions: Iterable[ForwardAdditions] = ()) -> list[Any] | None:
+    """What tells one set of LoRAs from another, as JSON values: weights patched, strengths, some numbers.
+
+    ``additions`` are the LoRAs that are added while the network runs.
+    """
     def numbers(value: Any) -> Any:
         if hasattr(value, "detach"):
             flat = value.detach().reshape(-1)
@@ -182,4 +188,7 @@ def patches_data(patches: Mapping[str, Any]) -> list[Any] | None:
         return value if isinstance(value, (str, int, float, bool)) or value is None else type(value).__name__
 
     listed = [[str(name), [numbers(tuple(patch)[:3]) for patch in patches[name]]] for name in sorted(patches, key=str)]
+    for part in additions:
+        over_steps = [part.strengths.tolist(), part.boundaries.tolist()]
+        listed.append(["while running", numbers([part.places, *part.parameters()]), over_steps])
     return listed or None

@@ -133,6 +133,14 @@ class ComfyAdapters:
         return changed
 
 
+def additions_of(model: Any) -> list[ForwardAdditions]:
+    """What ``add_while_running`` has put on a MODEL, oldest first."""
+    from ..samplers.adapters.forward import ForwardAdditions
+
+    added = [patcher.model for group in getattr(model, "additional_models", {}).values() for patcher in group]
+    return [part for part in added if isinstance(part, ForwardAdditions)]
+
+
 def _targets(patcher: Any, names: Mapping[str, Any]) -> Targets:
     import comfy.lora_convert
     import torch

@@ -95,7 +95,7 @@ class Host(Protocol):
         """Raises the host's own exception if the user pressed cancel."""
 
     def weights(self, model: Any) -> tuple[Mapping[str, Any], Any]:
-        """(the network's own weights by name, what is patched onto them as JSON values or None) of a MODEL."""
+        """(the network's own weights by name, what is patched onto them or added to them as JSON values or None) of a MODEL."""
 
     def differentiable(self, model: Any) -> AbstractContextManager[None]:
         """Inside, gradients can flow through the network's input: its weights are not inference tensors."""

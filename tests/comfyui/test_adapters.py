@@ -72,7 +72,7 @@ def test_strengths_over_steps_are_the_strength_of_every_step(numbers, model, kin
 def test_the_demo_model_takes_loras_alike_in_both_hosts_and_by_the_stock_loader(numbers, form):
     case = numbers("adapters.both_hosts")[form]
     assert case["stock"] == 0 and case["embedded"] < ROUNDING and case["picture"] < 1e-5 and case["merged"] > 20
-    assert case["sigmas"] and case["reports"] and case["fingerprint"]
+    assert case["sigmas"] and case["reports"] and case["fingerprint"] and case["additions"]
 
 
 @pytest.mark.parametrize(("preset", "times"), [

@@ -57,6 +57,23 @@ def test_templates_run_and_have_a_thumbnail(name, tmp_path):
         assert thumbnail.format == "JPEG" and min(thumbnail.size) >= 160
 
 
+def test_wrong_settings_in_the_lora_template_warn_first_in_its_report(tmp_path):
+    """20 steps and CFG 7, in the loader and in the sampler after it."""
+    _, prompt = read("distilled_lora")
+    (loader,) = [i for i, e in prompt.items() if e["class_type"] == "FewStepLoadDistilledLoRA"]
+    (sampler,) = [i for i, e in prompt.items() if e["class_type"] == "SamplerCustom"]
+
+    def report():
+        return Executor(EmbeddedHost(tmp_path)).execute(prompt, {}).ui[loader]["text"][0].splitlines()
+
+    assert not any(line.startswith("WARNING") for line in report())
+    prompt[loader]["inputs"].update(steps=20, cfg=7.0)
+    prompt[sampler]["inputs"]["cfg"] = 7.0
+    first = report()[:3]
+    assert [line.split(":")[1].strip() for line in first] == ["SamplerCustom after this node has CFG 7", "20 steps", "CFG 7"]
+    assert all(line.startswith("WARNING: ") for line in first)
+
+
 def test_there_is_a_template_for_every_solver_node():
     used = {e["class_type"] for name in NAMES for e in read(name)[1].values()}
     assert {i for i in fewstep.NODE_CLASS_MAPPINGS if hasattr(fewstep.NODE_CLASS_MAPPINGS[i], "SOLVER")} <= used

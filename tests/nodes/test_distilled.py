@@ -351,6 +351,21 @@ def test_a_patched_model_has_another_fingerprint(embedded):
     assert embedded.weights(model)[1] is None and embedded.weights(changed)[1] != embedded.weights(load(model=model, strength=0.5)[0])[1]
 
 
+def test_a_model_with_additions_has_another_fingerprint(embedded):
+    """A calibration of the bare model, or of another fade, is not this model's."""
+    from fewstep.nodes.calibration import fingerprint_of
+
+    model, *_ = checkpoint()
+    bare, *added = [fingerprint_of(m) for m in (
+        model, *(over_steps(model, **w)[0][0] for w in (
+            {"strengths": "1, 0"}, {"strengths": "1, 0.5"}, {"strengths": "1, 0", "second_lora": "sub/plain.safetensors"}, {"strengths": "1, 0"}))
+    )]
+    assert all("other LoRAs" in bare.difference(a) for a in added) and added[0].difference(added[3]) is None
+    assert all("other LoRAs" in added[0].difference(a) for a in added[1:3])
+    lora_file(embedded.loras / "digits.safetensors", seed=9, metadata=DEMO)
+    assert "other LoRAs" in added[0].difference(fingerprint_of(over_steps(model, strengths="1, 0")[0][0]))
+
+
 def test_a_workflow_with_a_lora_runs_and_its_file_is_part_of_the_cache(embedded, tmp_path):
     from fewstep.host.executor import Executor
 

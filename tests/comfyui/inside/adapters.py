@@ -438,6 +438,7 @@ def both_hosts():
     import nodes as host_nodes
 
     pack = Pack()
+    host = pack.part("nodes.comfy").ComfyHost()
     loras, out = Loras(pack), {}
     header = {"fewstep.method": "tdm", "fewstep.timesteps": "[999, 749, 499, 249]", "fewstep.update": "ddim"}
     for form in ("eps", "v", "flow"):
@@ -446,6 +447,7 @@ def both_hosts():
         tensors, _ = file_of(own_modules(model), state, lambda m: "diffusion_model." + m, KOHYA)
         ours, _, sampler, sigmas, cfg, _, report = loras.load(model, tensors, header)
         (theirs,) = host_nodes.LoraLoaderModelOnly().load_lora_model_only(model, "test.safetensors", 1.0)
+        fading = loras.load(model, tensors, header, node="FewStepLoRAOverSteps", sigmas=sigmas, strengths="1, 0")[0]
         a, b = weights(ours), weights(theirs)
         embedded = pack.part("host.embedded").EmbeddedHost(loras.folder / "out", models_directory=loras.folder / "models")
         (loras.folder / "models" / "loras").mkdir(parents=True, exist_ok=True)
@@ -454,6 +456,7 @@ def both_hosts():
             inner, *inner_conds = pack.demo(form)
             loaded, _, e_sampler, e_sigmas, *_ , e_report = loras.load(inner, tensors, header)
             merged = loaded.patched_model().weights
+            e_fading = loras.load(inner, tensors, header, node="FewStepLoRAOverSteps", sigmas=e_sigmas, strengths="1, 0")[0]
             picture = embedded.sample(loaded, 7, cfg, e_sampler, e_sigmas, *inner_conds, {"samples": LATENT})["samples"]
         noise = torch.randn(LATENT.shape, generator=torch.Generator().manual_seed(7))
         out[form] = {
@@ -461,7 +464,8 @@ def both_hosts():
             "embedded": max(difference(merged[k.removeprefix("diffusion_model.")], a[k]) for k in a if k.removeprefix("diffusion_model.") in merged),
             "picture": difference(picture, sample(ours, *conds, sampler, sigmas, LATENT, noise, cfg)), "sigmas": torch.equal(sigmas, e_sigmas),
             "reports": report == e_report, "merged": len(merged),
-            "fingerprint": embedded.weights(loaded)[1] == pack.part("nodes.comfy").ComfyHost().weights(ours)[1],
+            "fingerprint": embedded.weights(loaded)[1] == host.weights(ours)[1],
+            "additions": embedded.weights(e_fading)[1] == host.weights(fading)[1] != host.weights(model)[1],
         }
     return out
 
