@@ -102,6 +102,22 @@ def test_full_size_networks_are_told_apart(numbers):
     assert all(name == family for name, family in numbers("adapters.full_size").items()) and len(numbers("adapters.full_size")) == 13
 
 
+@pytest.mark.parametrize(("case", "message"), {
+    "other base.safetensors": "made for FLUX.1, the loaded model is a U-Net of the Stable Diffusion kind",
+    "other width.safetensors": "The file looks made for SDXL", "checkpoint.safetensors": "is not a LoRA but a model",
+    "unknown.safetensors": "no key of a known adapter format", "text only.safetensors": "changes the text encoder only: connect a CLIP",
+    "nan.safetensors": "holds NaN or infinity", "cut.safetensors": "not a readable safetensors file", "empty.safetensors": "is empty (0 bytes)",
+    "old.pt": "fewstep convert-lora", "strength nan": "expected a finite number", "strength inf": "expected a finite number",
+}.items())
+def test_wrong_files_and_strengths_are_refused_by_name(numbers, case, message):
+    said = numbers("adapters.refused")[case]
+    assert said.startswith("AdapterError: ") and message in said
+
+
+def test_strength_zero_leaves_the_hosts_model_alone(numbers):
+    assert "strength is 0: the file is not applied" in numbers("adapters.refused")["strength 0"]
+
+
 def test_the_lora_loaders_report_follows_the_workflow(server, comfy_folder):
     """Only the CFG of a later node changes: the loader runs again, since its report would be wrong; a new seed leaves it alone."""
     import torch

@@ -130,6 +130,14 @@ def test_overrides_reach_the_outputs(embedded):
     _, _, sampler, sigmas, _, steps, _ = load(times="999, 499", sampler="tcd", gamma=0.5, cfg=1.0)
     assert (steps, recipe_of(sampler).solver, recipe_of(sampler).options["gamma"]) == (2, "tcd", 0.5) and len(sigmas) == 3
     assert len(load(denoise=0.5)[3]) == 3
+    assert load(form="flow", shift=3.0)[3].tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+    assert load(steps=2, cfg=1.5)[4:6] == (1.5, 2)
+
+
+def test_a_scale_of_the_users_own_stands_in_for_a_missing_alpha(embedded):
+    save_file({k: v for k, v in lora_file(embedded.loras / "x.safetensors").items() if "alpha" not in k}, embedded.loras / "x.safetensors")
+    found = [load("x.safetensors", scale=scale, **more)[-1] for scale, more in ((0.125, {}), (0.0, {}), (0.5, {"strength": 0.5}))]
+    assert [text.split(" in all")[0].split(": ")[-1] for text in found] == ["0.125", "1", "0.25"]
 
 
 def test_an_uncertain_file_gets_plain_settings_and_keeps_its_strength(embedded):

@@ -503,6 +503,40 @@ def shipped():
     return out
 
 
+def refused():
+    """What the loader says of files and numbers that are wrong, on the host's own network; and what strength 0 leaves."""
+    start_host()
+    pack, out = Pack(), {}
+    loras, model = Loras(pack), sd15()
+    fine, _ = file_of(own_modules(model), model.model.state_dict(), lambda m: "diffusion_model." + m, KOHYA)
+    whole = loras.folder / loras.write(fine)
+    flux_q = "transformer.single_transformer_blocks.0.attn.to_q"
+    sdxl_k = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    text = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    for name, tensors in {
+        "other base": {f"{flux_q}.lora_A.weight": torch.ones(2, 3072), f"{flux_q}.lora_B.weight": torch.ones(3072, 2)},
+        "other width": {f"{sdxl_k}.lora_down.weight": torch.ones(2, 2048), f"{sdxl_k}.lora_up.weight": torch.ones(640, 2)},
+        "checkpoint": model.model.state_dict(), "unknown": {"emb.string_to_param": torch.ones(2)},
+        "text only": {f"{text}.lora_down.weight": torch.ones(2, 4), f"{text}.lora_up.weight": torch.ones(4, 2)},
+        "nan": {k: v if k.endswith("alpha") else v * float("nan") for k, v in fine.items()},
+    }.items():
+        loras.write(tensors, name=f"{name}.safetensors")
+    content = whole.read_bytes()
+    for name, part in {"cut.safetensors": content[: len(content) // 2], "empty.safetensors": b"", "old.pt": b"PK"}.items():
+        (loras.folder / name).write_bytes(part)
+    cases = {name: (name, 1.0) for name in sorted(p.name for p in loras.folder.iterdir()) if name != whole.name}
+    for name, (file, strength) in {**cases, "strength nan": (whole.name, float("nan")), "strength inf": (whole.name, float("inf"))}.items():
+        try:
+            loras.load_shipped(model, file, strength=strength)
+            out[name] = "taken"
+        except Exception as error:
+            out[name] = f"{type(error).__name__}: {error}"
+    same, *_, report = loras.load_shipped(model, whole.name, strength=0.0)
+    before, after = weights(model), weights(same)
+    out["strength 0"] = report if all(torch.equal(before[k], after[k]) for k in before) and not same.patches else "changed"
+    return out
+
+
 def settings():
     """Noise levels and inputs of presets on the host's own models."""
     start_host()

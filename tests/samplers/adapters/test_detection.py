@@ -27,6 +27,9 @@ TABLE = [
     ("tdm_sd3_lora.safetensors", facts("sd3", alpha="none"), "tdm-sd3", 4, "high"),
     ("TDM-SD35.safetensors", facts("sd35-medium", alpha="none"), "tdm-sd35-medium", 4, "medium"),
     ("tdm_dreamshaper.safetensors", facts("sd15"), "tdm-sd15", 4, "medium"),
+    ("tdm_pixart_512.safetensors", facts("pixart"), "tdm-pixart", 4, "medium"),
+    ("TDM-CogVideoX-2B.safetensors", facts("cogvideox", alpha="none"), "tdm-cogvideox", 4, "medium"),
+    ("hipa_sd21.safetensors", facts("sd2", 4), "hipa", 1, "medium"),
     ("dmd2_sdxl_4step_lora_fp16.safetensors", facts("sdxl"), "dmd2-sdxl", 4, "high"),
     ("dmd2_sdxl_1step_unet_fp16.safetensors", facts("sdxl"), "dmd2-sdxl-1step", 1, "medium"),
     ("pso_dmd2.safetensors", facts("sdxl", 16, "equal", "attention"), "pso-dmd2", 4, "high"),
@@ -50,6 +53,7 @@ TABLE = [
     ("Hyper-FLUX.1-dev-8steps-lora.safetensors", facts("flux", alpha="none"), "hyper-flux", 8, "high"),
     ("Hyper-SD3-4steps-CFG-lora.safetensors", facts("sd3", alpha="none"), "hyper-sd3", 4, "high"),
     ("flash-sdxl.safetensors", facts("sdxl", 64, "equal", "attention"), "flash", 4, "high"),
+    ("sd3.5_large_turbo_lora.safetensors", facts("sd35-large"), "sd35-turbo", 4, "medium"),
     ("flash-sd3.safetensors", facts("sd3"), "flash-sd3", 4, "medium"),
     ("sd_xl_turbo_1.0_lora.safetensors", facts("sdxl"), "sdxl-turbo", 4, "medium"),
     ("FLUX.1-Turbo-Alpha.safetensors", facts("flux"), "flux-turbo", 8, "medium"),
@@ -68,6 +72,10 @@ def test_names_and_keys_that_agree(name, given, preset, steps, confidence):
     assert detection.preset is not None, detection.reasons
     assert (detection.preset.id, detection.preset.steps, detection.confidence) == (preset, steps, confidence)
     assert any("its name says" in reason for reason in detection.reasons)
+
+
+def test_every_preset_can_be_found_by_a_files_name():
+    assert {row[2] for row in TABLE} == {preset.id for preset in PRESETS.values() if preset.names}
 
 
 @pytest.mark.parametrize(("name", "given", "said"), [
