@@ -38,6 +38,7 @@ class EmbeddedHost:
 
     Attributes:
         sampling_seconds: time spent in samplers so far.
+        tell: sends an event to the browser whose workflow is running; None where there is none.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class EmbeddedHost:
         self.sampling_seconds = 0.0
         self.files = EmbeddedFiles(self.models_directory)
         self.adapters = EmbeddedAdapters()
+        self.tell: Callable[[str, Mapping[str, Any]], None] | None = None
         self._load_demo = load_demo
         self._interrupt = threading.Event()
 
@@ -112,6 +114,10 @@ class EmbeddedHost:
     def progress_bar(self, total: int, node_id: str | None) -> Callable[[int, str, Any], None]:
         """See ``Host``; the picture is not shown."""
         return lambda done, text, picture: self.progress(done, total)
+
+    def teller(self) -> Callable[[str, Mapping[str, Any]], None] | None:
+        """See ``Host``."""
+        return self.tell
 
     def sample(
         self, model: Any, seed: int, cfg: float, sampler: Any, sigmas: torch.Tensor, positive: Any, negative: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +70,7 @@ class Run:
     def execute(self, executor: Executor) -> None:
         """Runs to the end, whatever happens; the outcome is in ``item``."""
         item, listener = self.item, self.host.on_progress
-        self.host.on_progress = self._preview
+        self.host.on_progress, self.host.tell = self._preview, self._send if item.client_id is not None else None
         try:
             executor.execute(item.prompt, item.extra_data, prompt_id=item.prompt_id, targets=item.outputs)
         except InterruptProcessingException:
@@ -82,7 +83,7 @@ class Run:
             log.exception("a prompt failed outside of its nodes")
             self._broken(error, f"{type(error).__name__}: {error}")
         finally:
-            self.host.on_progress = listener
+            self.host.on_progress, self.host.tell = listener, None
         item.status = "success" if item.messages and item.messages[-1][0] == "execution_success" else "error"
 
     def finish(self) -> None:
@@ -159,8 +160,8 @@ class Run:
             "timestamp": int(time.time() * 1000),
         })
 
-    def _send(self, event: str, data: dict[str, Any]) -> None:
+    def _send(self, event: str, data: Mapping[str, Any]) -> None:
         if self.item.client_id is not None:
-            self.events.send(event, data, self.item.client_id)
+            self.events.send(event, dict(data), self.item.client_id)
 
 

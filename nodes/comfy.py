@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -140,6 +141,14 @@ class ComfyHost:
         queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
         running = list(getattr(queue, "currently_running", {}).values())
         return running[0][2] if running and len(running[0]) > 2 else {}
+
+    def teller(self) -> Callable[[str, Mapping[str, Any]], None] | None:
+        """By the server's queue of messages, which any thread may fill."""
+        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        client = getattr(server, "client_id", None)
+        if server is None or client is None:
+            return None
+        return lambda event, data: server.send_sync(event, dict(data), client)
 
     def progress_bar(self, total: int, node_id: str | None) -> Callable[[int, str, Any], None]:
         """The node's own bar, its text line where this ComfyUI has one, and the picture as a preview."""

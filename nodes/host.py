@@ -106,6 +106,9 @@ class Host(Protocol):
     def running_prompt(self) -> Mapping[str, Any]:
         """The workflow that runs now, in API form, where a node cannot be given it; empty if it is not known."""
 
+    def teller(self) -> Callable[[str, Mapping[str, Any]], None] | None:
+        """How to send an event with its data to the browser that queued the running workflow; None where there is none."""
+
     @property
     def files(self) -> HostFiles: ...
 

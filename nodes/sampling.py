@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from .estimates import EstimateFeed
 from .frames import frame_of
 from .host import get_host
 from .last_runs import remember
@@ -83,7 +84,7 @@ def sample_recipe(
         host.check_interrupted()
         return model(y, sigma, **args).to(y.dtype)
 
-    reached = 0
+    reached, feed = 0, EstimateFeed(recipe_json, plan)
 
     def report(progress: Progress) -> None:
         nonlocal reached
@@ -93,8 +94,11 @@ def sample_recipe(
                 "i": reached, "x": progress.x, "sigma": progress.sigma, "sigma_hat": progress.sigma,
                 "denoised": progress.denoised,
             })
+        feed.step()
 
-    return run(plan, denoiser, x, seed=args.get("seed"), callback=report)
+    result = run(plan, denoiser, x, seed=args.get("seed"), callback=report, hooks=feed.hooks)
+    feed.end()
+    return result
 
 
 def warn_of_guidance(recipe: Recipe, cfg: Any) -> None:

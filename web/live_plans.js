@@ -1,8 +1,10 @@
-// Keeps the drawings in the nodes up to date: notices that the graph has changed, asks the server, redraws.
+// Keeps the drawings in the nodes up to date: notices that the graph has changed, asks the server, redraws; while sampling it
+// adds the error estimates that the server sends.
 import { PlanView } from "./plan_view.js";
 
 const WIDGET = "fewstep_plan";
 const LOOK_EVERY = 250; // ms; no event tells of every change in both renderers (undo, pasted nodes, other packs' scripts)
+const KEPT_RUNS = 32;
 const LONGEST_TEXT = 200; // prompts do not matter for a plan
 
 /** Whether a node has a plan to show. */
@@ -50,11 +52,13 @@ export class LivePlans {
     this.seen = "";
     this.changing = false;
     this.busy = false;
+    this.runs = new Map(); // recipe -> its last run's sigmas and estimates
   }
 
   start() {
     setInterval(() => this.look(), LOOK_EVERY);
     this.api.addEventListener("execution_success", () => this.again()); // a run tells which model and sigmas it used
+    this.api.addEventListener("fewstep.estimates", ({ detail }) => this.estimate(detail));
   }
 
   /** Gives a new node its drawing. */
@@ -72,6 +76,16 @@ export class LivePlans {
       return removed?.apply(node, args);
     };
     this.seen = "";
+  }
+
+  /** Shows a run's estimates in every node whose solver it runs. */
+  estimate(run) {
+    this.runs.delete(run.recipe);
+    this.runs.set(run.recipe, run);
+    if (this.runs.size > KEPT_RUNS) this.runs.delete(this.runs.keys().next().value);
+    for (const { view } of this.views.values()) {
+      if (view.plan?.recipe === run.recipe) view.showEstimates(run);
+    }
   }
 
   /** Asks anew for every drawing. */
@@ -111,7 +125,9 @@ export class LivePlans {
       const body = JSON.stringify({ prompt, node: id });
       if (entry.asked === body) continue;
       entry.asked = body;
-      entry.view.show(await this.ask(body));
+      const plan = await this.ask(body);
+      entry.view.run = this.runs.get(plan.recipe) ?? null;
+      entry.view.show(plan);
     }
   }
 

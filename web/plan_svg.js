@@ -1,8 +1,11 @@
-// A plan as SVG: sigma and lambda against the step, and the coefficients as a heat map. Colours come from fewstep.css.
+// A plan as SVG: sigma and lambda against the step, the last run's error estimates, and the coefficients as a heat map.
+// Colours come from fewstep.css.
 const SPACE = "http://www.w3.org/2000/svg";
 const WIDTH = 250; // about the width of a node, so that text has the size that fewstep.css gives it
-const CHART = { left: 32, right: WIDTH - 34, top: 4, bottom: 64 };
-const MAP = { left: 32, right: WIDTH - 34, top: 82, bottom: 132 };
+const CHART = { left: 38, right: WIDTH - 34, top: 4, bottom: 64 };
+const MAP = { left: CHART.left, right: WIDTH - 34, top: 82, bottom: 132 };
+const STRIP = { left: CHART.left, right: CHART.right, top: 82, bottom: 106 }; // of the estimates; the map then moves down
+const SHIFT = 34;
 const HEIGHT = 146;
 let drawings = 0;
 
@@ -13,7 +16,9 @@ function node(tag, attributes = {}, ...children) {
   return element;
 }
 
-const short = (value) => (value === null ? "∞" : Number(value.toPrecision(3)).toString());
+export const short = (value) => (value === null ? "∞" : Number(value.toPrecision(3)).toString());
+/** A share of 1 in few letters: 2.9%, 0.31%, 4e-6. */
+const share = (value) => (value >= 1e-3 ? `${Number((100 * value).toPrecision(2))}%` : value.toExponential(0));
 const round = (value) => Math.round(value * 100) / 100;
 
 /** From values to heights; a wide range of positive values is drawn by logarithm, with 0 at the bottom edge. */
@@ -85,8 +90,7 @@ function heatMap({ rows, columns, values }) {
   const half = width / 2;
   group.append(
     name("first", MAP.left - 3, MAP.top + 8, "end"), name("last", MAP.left - 3, MAP.bottom, "end"),
-    name(columns[0], MAP.left + half, MAP.bottom + 11, "middle"),
-    name(`${columns[1]} …`, MAP.left + half + width, MAP.bottom + 11, columns.length > 8 ? "start" : "middle"),
+    name(`${columns[0]}, ${columns[1]} …`, MAP.left, MAP.bottom + 11, "start"),
     name(columns.at(-1), MAP.right - half, MAP.bottom + 11, "middle"),
   );
   return group;
@@ -96,13 +100,50 @@ function heatMap({ rows, columns, values }) {
 export function drawPlan(plan, facts) {
   const id = `fewstep-plan-${(drawings += 1)}`;
   const height = plan.table ? HEIGHT : CHART.bottom + 16;
-  const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-labelledby": `${id}-title ${id}-desc` });
+  const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-labelledby": `${id}-title ${id}-desc ${id}-run` });
   const levels = plan.sigmas.map(short).join(", ");
   svg.append(
     node("title", { id: `${id}-title` }, `${plan.label}: ${facts}`),
     node("desc", { id: `${id}-desc` }, `Sigma by step: ${levels}. Lambda by step: ${plan.lambdas.map(short).join(", ")}.`),
+    node("desc", { id: `${id}-run` }),
     ...chart(plan),
+    node("g", { class: "fewstep-estimate" }),
   );
   if (plan.table?.rows.length) svg.append(heatMap(plan.table));
   return svg;
+}
+
+/** Draws a run's error estimates [[step, value]...] into the SVG of its plan, in place of those before. */
+export function drawEstimates(svg, plan, estimates) {
+  const known = estimates.filter(([, value]) => value !== null);
+  svg.querySelector(`desc[id$="-run"]`).textContent = estimatesInWords(estimates);
+  svg.querySelector(".fewstep-map")?.setAttribute("transform", known.length ? `translate(0,${SHIFT})` : "");
+  const height = (plan.table ? HEIGHT : CHART.bottom + 16) + (known.length ? SHIFT : 0);
+  svg.setAttribute("viewBox", `0 0 ${WIDTH} ${height}`);
+  const group = svg.querySelector(".fewstep-estimate");
+  group.replaceChildren();
+  if (!known.length) return;
+  const { low, high, heightOf } = scale(known.map(([, value]) => value), STRIP);
+  const across = (step) => STRIP.left + ((step + 1) * (STRIP.right - STRIP.left)) / Math.max(plan.sigmas.length - 1, 1);
+  const points = known.map(([step, value]) => [step, round(across(step)), round(heightOf(value)), value]);
+  group.append(
+    node("line", { x1: STRIP.left, y1: STRIP.bottom, x2: STRIP.right, y2: STRIP.bottom }),
+    node("polyline", { points: points.map(([, x, y]) => `${x},${y}`).join(" "), fill: "none" }),
+  );
+  for (const [step, x, y, value] of points.length <= 60 ? points : []) {
+    const mark = node("path", { d: `M${round(x - 2.5)},${round(y + 2)}h5l-2.5,-4.5z` });
+    mark.append(node("title", {}, `step ${step + 1}: ${share(value)}`));
+    group.append(mark);
+  }
+  const left = { x: STRIP.left - 4, "text-anchor": "end" };
+  group.append(
+    node("text", { ...left, y: STRIP.top + 7 }, share(high)), node("text", { ...left, y: STRIP.bottom + 2 }, share(low)),
+    node("text", { x: STRIP.right + 4, y: STRIP.top + 7 }, "error"), node("text", { x: STRIP.right + 4, y: STRIP.bottom + 2 }, "est."),
+  );
+}
+
+/** The same as a sentence; empty without estimates. */
+export function estimatesInWords(estimates) {
+  const words = estimates.map(([step, value]) => `step ${step + 1}: ${value === null ? "not finite" : share(value)}`);
+  return words.length ? `Error estimates of the last run: ${words.join(", ")}.` : "";
 }

@@ -1,7 +1,7 @@
 // The drawing of one node: an SVG, the same as text, and a line that says what it is drawn from.
-import { drawPlan } from "./plan_svg.js";
+import { drawEstimates, drawPlan, estimatesInWords } from "./plan_svg.js";
 
-const HEIGHT = 240; // host/ui_layout.py leaves room for it
+const HEIGHT = 260; // host/ui_layout.py leaves room for it
 
 function loadStyle() {
   const href = new URL("./fewstep.css", import.meta.url).href;
@@ -23,6 +23,8 @@ export class PlanView {
     this.height = HEIGHT;
     this.element = make("section", "fewstep-plan");
     this.element.setAttribute("aria-label", "Plan");
+    this.plan = null;
+    this.run = null; // the last run's sigmas and estimates
     this.facts = make("div", "fewstep-plan-facts");
     this.toggle = make("button", "fewstep-plan-toggle", "Table");
     this.toggle.type = "button";
@@ -58,17 +60,28 @@ export class PlanView {
       return;
     }
     const facts = factsOf(plan);
+    this.plan = plan;
     this.element.classList.remove("fewstep-plan-empty", "fewstep-plan-error");
     this.element.setAttribute("aria-label", `Plan: ${facts}. ${plan.basis.text}`);
     this.facts.textContent = facts;
     this.picture.replaceChildren(drawPlan(plan, facts));
-    this.text.textContent = `${plan.text}\n\n${plan.citations}`;
+    this.showEstimates(this.run);
     this.basis.textContent = plan.basis.text;
     this.basis.classList.toggle("fewstep-plan-assumed", !plan.basis.known);
   }
 
+  /** The error estimates of a run {sigmas, estimates}; drawn where the run has the steps that are shown. */
+  showEstimates(run) {
+    this.run = run;
+    if (!this.plan) return;
+    const estimates = run && sameLevels(run.sigmas, this.plan.sigmas) ? run.estimates : [];
+    drawEstimates(this.picture.firstElementChild, this.plan, estimates);
+    this.text.textContent = [this.plan.text, estimatesInWords(estimates), this.plan.citations].filter(Boolean).join("\n\n");
+  }
+
   /** A sentence and no drawing. */
   showMessage(message, isError = false) {
+    this.plan = null;
     this.element.classList.add("fewstep-plan-empty");
     this.element.classList.toggle("fewstep-plan-error", isError);
     this.element.setAttribute("aria-label", `Plan: ${message}`);
@@ -78,6 +91,10 @@ export class PlanView {
     this.basis.textContent = message;
     this.basis.classList.remove("fewstep-plan-assumed");
   }
+}
+
+function sameLevels(a, b) {
+  return a.length === b.length && a.every((value, i) => Math.abs(value - b[i]) <= 1e-3 * Math.abs(value));
 }
 
 function factsOf(plan) {
