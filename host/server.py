@@ -14,7 +14,7 @@ from aiohttp import web
 
 from ..nodes import plan_route
 from ..nodes.host import use_host
-from . import server_info, server_jobs, server_static, server_userdata
+from . import server_info, server_jobs, server_pack, server_static, server_userdata
 from .embedded import EmbeddedHost
 from .errors import HostInputError, WorkflowError
 from .executor import all_classes
@@ -73,6 +73,7 @@ def make_app(host: EmbeddedHost, options: Options | None = None) -> web.Applicat
     server_jobs.add_routes(routes, queue)
     server_info.add_routes(routes, nodes, events.features())
     server_userdata.add_routes(routes, host.output_directory / "user")
+    server_pack.add_routes(routes, server_static.ROOT)
     server_static.add_routes(routes, folders, server_static.ROOT / "web", server_static.ROOT / "example_workflows")
 
     app = web.Application(

@@ -16,7 +16,7 @@ from .validate import Classes
 
 log = logging.getLogger("fewstep")
 EMPTY: dict[str, Any] = {
-    "/i18n": {}, "/global_subgraphs": {}, "/node_replacements": {}, "/embeddings": [], "/experiment/models": [],
+    "/node_replacements": {}, "/embeddings": [], "/experiment/models": [],
     "/experiment/models/{folder}": [], "/models": [], "/models/{folder}": [], "/view_metadata/{folder}": {},
     "/internal/folder_paths": {}, "/templates/index.json": [], "/templates/index_logo.json": {},
 }

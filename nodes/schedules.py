@@ -24,7 +24,7 @@ class ScheduleNode:
 
     def __init_subclass__(cls) -> None:
         words = KINDS[cls.KIND]
-        cls.DESCRIPTION = f"Noise levels {words}, in the model's own schedule. {cls.SOURCE}".strip()
+        cls.DESCRIPTION = f"Noise levels: {words}, in the model's own schedule. {cls.SOURCE}".strip()
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -7,36 +7,10 @@ import struct
 
 import pytest
 from aiohttp import FormData, WSMsgType
-from aiohttp.test_utils import TestClient, TestServer
 from fewstep.host.embedded import EmbeddedHost
 from fewstep.host.server import Options, make_app
 from fewstep.host.workflows import sample_workflow
 from PIL import Image
-
-
-@pytest.fixture
-def page(tmp_path):
-    """A stand-in for the frontend's folder."""
-    folder = tmp_path / "frontend"
-    folder.mkdir()
-    (folder / "index.html").write_text("<html>page</html>")
-    return folder
-
-
-@pytest.fixture
-def serve(gaussian, page, tmp_path):
-    """serve(coroutine function of a client, **options): runs it against a server on a free port."""
-
-    def run(talk, **options):
-        async def main():
-            host = EmbeddedHost(tmp_path / "out", load_demo=gaussian.load)
-            app = make_app(host, Options(frontend=page, **options))
-            async with TestClient(TestServer(app)) as client:
-                return await asyncio.wait_for(talk(client), 60)
-
-        return asyncio.run(main())
-
-    return run
 
 
 def workflow(steps=4, seed=1, **changes):
