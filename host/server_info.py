@@ -18,7 +18,7 @@ log = logging.getLogger("fewstep")
 EMPTY: dict[str, Any] = {
     "/node_replacements": {}, "/embeddings": [], "/experiment/models": [],
     "/experiment/models/{folder}": [], "/models": [], "/models/{folder}": [], "/view_metadata/{folder}": {},
-    "/internal/folder_paths": {}, "/templates/index.json": [], "/templates/index_logo.json": {},
+    "/internal/folder_paths": {}, "/internal/logs": "", "/templates/index.json": [], "/templates/index_logo.json": {},
 }
 
 

@@ -3,48 +3,15 @@
 Needs COMFYUI_PATH (a checkout); COMFYUI_PYTHON names the Python that has ComfyUI's packages, if it is another one.
 """
 
-import contextlib
 import functools
-import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
+import client
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-INSIDE = Path(__file__).with_name("inside")
-_spec = importlib.util.spec_from_file_location("fewstep_test_client", Path(__file__).with_name("client.py"))
-client = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(client)
-
-
-OTHER_PACK = """
-from . import host, nodes, samplers
-
-class OtherNode:
-    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "go", True, "other"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}}
-
-    def go(self):
-        return {"ui": {"text": [nodes.WHO, samplers.WHO, host.WHO]}}
-
-NODE_CLASS_MAPPINGS = {"OtherNode": OtherNode}
-"""
-
-
-def comfyui():
-    """(checkout, its Python); skips the test where there is none."""
-    path = os.environ.get("COMFYUI_PATH")
-    if not path:
-        pytest.skip("COMFYUI_PATH is not set: it names a ComfyUI checkout to test the pack in")
-    return path, os.environ.get("COMFYUI_PYTHON", sys.executable)
+from comfyui_server import INSIDE, ROOT, comfyui, lay, running
 
 
 @functools.cache
@@ -61,20 +28,6 @@ def numbers():
     return _numbers
 
 
-def lay(base):
-    """A base directory of ComfyUI with the pack in it."""
-    (base / "custom_nodes").mkdir(exist_ok=True)
-    if not (base / "custom_nodes" / "few-step.pack").exists():
-        (base / "custom_nodes" / "few-step.pack").symlink_to(ROOT)
-    (base / "models" / "loras").mkdir(parents=True, exist_ok=True)
-    other = base / "custom_nodes" / "other_pack"  # with folders of the same names as the pack's
-    for folder in ("nodes", "samplers", "host"):
-        (other / folder).mkdir(parents=True, exist_ok=True)
-        (other / folder / "__init__.py").write_text(f"WHO = 'other {folder}'\n")
-    (other / "__init__.py").write_text(OTHER_PACK)
-    return base
-
-
 @pytest.fixture(scope="session")
 def comfy_folder(tmp_path_factory):
     """The base directory of the real server."""
@@ -84,27 +37,14 @@ def comfy_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def comfy_server():
     """comfy_server(folder) -> a context with a real server on that base directory."""
-
-    @contextlib.contextmanager
-    def start(folder):
-        path, python = comfyui()
-        lay(folder)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [python, str(INSIDE / "launch.py"), "--cpu", "--port", str(port), "--base-directory", str(folder),
-                   "--disable-api-nodes"]
-        with client.started(command, folder / "log.txt", {**os.environ, "COMFYUI_PATH": path}) as process:
-            yield client.Server(f"http://127.0.0.1:{port}", process)
-
-    return start
+    return running
 
 
 @pytest.fixture(scope="session")
 def server(comfy_server, comfy_folder):
     """The real server."""
-    with comfy_server(comfy_folder) as running:
-        yield running
+    with comfy_server(comfy_folder) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

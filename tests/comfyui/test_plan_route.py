@@ -29,9 +29,14 @@ def test_an_assumption_gives_way_to_what_ran(either, graph):
     assert drawn["basis"]["known"] and "last run" in drawn["basis"]["text"] and drawn["steps"] == 5 and drawn["sigmas"][0] == 1.0
 
 
-def test_refusals(either):
-    assert either.post("/fewstep/plan", {"prompt": {}})[0] == 400
-    assert either.post("/fewstep/plan", {"prompt": {"1": {"class_type": "x" * 2**20, "inputs": {}}}, "node": "1"})[0] == 413
+@pytest.mark.parametrize(("body", "refused", "kind"), [
+    ({"prompt": {}}, 400, "Malformed"), ({"prompt": {"1": {"class_type": "x" * 2**20, "inputs": {}}}, "node": "1"}, 413, "Oversized"),
+    (b" " * (5 * 2**20), 413, "Oversized"), (b"{", 400, "Malformed"), (b"\xff\xfe", 400, "Malformed"), (b"[" * 100_000, 400, "Malformed"),
+], ids=["no node", "long text", "blanks", "cut off", "no UTF-8", "nested"])
+def test_refusals(either, body, refused, kind):
+    for path in ("/fewstep/plan", "/api/fewstep/plan"):
+        status, answer = either.post(path, body)
+        assert status == refused and answer["error"]["type"] == kind
 
 
 def test_the_page_gets_the_extension(either):

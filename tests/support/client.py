@@ -75,8 +75,9 @@ class Server:
         return json.loads(self.get(path))
 
     def post(self, path, body):
-        """(status, JSON or None)."""
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        """(status, JSON or None); ``body`` as bytes is sent as it is."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 status, data = answer.status, answer.read()
