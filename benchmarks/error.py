@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,18 @@ def all_methods(rare: bool = True) -> list[Method]:
     return [*ours.methods(rare), *peers_diffusers.methods(), *peers_sigmas.methods()]
 
 
-def measure(problem: Problem, guidance: float, methods: Iterable[Method], nfes: Iterable[int]) -> Iterator[Row]:
-    """A row for each method, grid and number of evaluations; results that are not numbers count as infinite error."""
+def measure(
+    problem: Problem, guidance: float, methods: Iterable[Method], nfes: Iterable[int], known: Collection[tuple[Any, ...]] = (),
+) -> Iterator[Row]:
+    """A row for each method, grid and number of evaluations; results that are not numbers count as infinite error.
+
+    ``known``: the (problem, guidance, package, method, grid) that are left out.
+    """
     denoiser = problem.make(guidance)
     for method in methods:
         for grid in method.grids(problem):
+            if (problem.name, guidance, method.package, method.name, grid) in known:
+                continue
             for nfe in nfes:
                 steps = steps_for(method, problem, grid, nfe)
                 if steps is None:
@@ -65,18 +72,17 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "error.csv"
     rows: list[Row] = read_csv(path) if args.add and path.exists() else []
-    known = {(row["problem"], row["guidance"]) for row in rows}
+    known = {tuple(row[key] for key in ("problem", "guidance", "package", "method", "grid")) for row in rows}
     for name in args.problems:
         problem = PROBLEMS[name](args.batch)
         # a network takes milliseconds where a mixture takes a tenth of one
         chosen = [m for m in all_methods(rare=name.startswith("mixture")) if not m.stochastic]
         nfes = args.nfe if name.startswith("mixture") else [n for n in args.nfe if n in NETWORK_NFES] or args.nfe
         for guidance in args.guidance:
-            if (name, guidance) in known:
-                continue
             begin, before = time.monotonic(), len(rows)
-            rows += measure(problem, guidance, [*chosen, *ours.extra_methods(problem, guidance)], nfes)
-            write_csv(path, rows)
+            rows += measure(problem, guidance, [*chosen, *ours.extra_methods(problem, guidance)], nfes, known)
+            if rows:
+                write_csv(path, rows)
             print(f"{name} guidance {guidance:g}: {len(rows) - before} runs, {time.monotonic() - begin:.0f} s", flush=True)
     write(args.out, rows)
     if not args.no_law:

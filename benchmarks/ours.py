@@ -46,7 +46,7 @@ def recipes() -> Iterator[Recipe]:
             yield recipe
             if solver != "unipc":
                 yield recipe.corrected("unic", order=recipe.options.get("order", recipe.options.get("ab_order", 1)))
-        for corrector in (*CORRECTORS, *REPLANNERS):
+        for corrector in (*CORRECTORS, *(name for name in REPLANNERS if name != "sigma_clock")):
             needs = any(option.default is inspect.Parameter.empty for option in solver_options(corrector).values())
             if solver in CORRECTED and corrector != "unic" and not needs:
                 yield Recipe(solver).corrected(corrector)
@@ -55,7 +55,16 @@ def recipes() -> Iterator[Recipe]:
 def methods(rare: bool = True) -> list[Method]:
     """A method for every recipe; without ``rare`` the choices that slow models can be spared are left out."""
     found = {recipe.label: recipe for recipe in recipes() if rare or not _is_rare(recipe)}
-    return [_method(label, recipe) for label, recipe in found.items()]
+    clocked = [recipe.corrected("sigma_clock") for recipe in found.values() if not recipe.correctors and not _stochastic(recipe)]
+    return [
+        *(_method(label, recipe, Problem.grid_names) for label, recipe in found.items()),
+        *(_method(recipe.label, recipe, _flow_grids) for recipe in clocked if recipe.solver != "ddim"),
+    ]
+
+
+def _flow_grids(problem: Problem) -> tuple[str, ...]:
+    """Elsewhere sigma is the clock already."""
+    return problem.grid_names() if problem.flow else ()
 
 
 def _is_rare(recipe: Recipe) -> bool:
@@ -68,8 +77,8 @@ def extra_methods(problem: Problem, guidance: float) -> list[Method]:
     return [*found, *shipped.methods(problem, guidance)] if problem.name.startswith("digits") else found
 
 
-def _method(label: str, recipe: Recipe) -> Method:
-    return Method("fewstep", label, Problem.grid_names, lambda *args: sample(recipe, *args), _stochastic(recipe))
+def _method(label: str, recipe: Recipe, grids: Callable[[Problem], tuple[str, ...]]) -> Method:
+    return Method("fewstep", label, grids, lambda *args: sample(recipe, *args), _stochastic(recipe))
 
 
 def _extra(name: str, make: Callable[[Problem, float], Recipe | None], guidance: float) -> Method:

@@ -24,6 +24,8 @@ K_DIFFUSION_NOISY = ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral",
 # adaptive, or with their own guidance (``_cfg_pp``), or the same on another device
 COMFYUI_LEFT_OUT = ("dpm_adaptive",)
 COMFYUI_NOISY = ("ancestral", "sde", "ddpm", "lcm", "seeds", "sa_solver")
+COMFYUI_GRIDS = ("simple", "sgm_uniform", "ddim_uniform", "linear_quadratic", "kl_optimal")
+RES4LYF_GRIDS = ("beta57", "bong_tangent", "beta", "trailing")  # it takes seconds where others take hundredths
 COMFYUI_DROPS_A_SIGMA = ("dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2")  # comfy.samplers.KSampler
 
 
@@ -32,8 +34,9 @@ class Model:
 
     def __init__(self, denoiser: Denoiser, model_sampling: Any = None) -> None:
         self.denoiser = denoiser
-        patcher = types.SimpleNamespace(get_model_object=lambda name: model_sampling)
-        model = types.SimpleNamespace(model_sampling=model_sampling)
+        model = types.SimpleNamespace(  # RES4LYF asks for more than its methods need
+            model_sampling=model_sampling, device=torch.device("cpu"), diffusion_model=torch.nn.Identity())
+        patcher = types.SimpleNamespace(get_model_object=lambda name: model_sampling, model=model)
         self.inner_model = types.SimpleNamespace(inner_model=model, model_patcher=patcher)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -88,12 +91,21 @@ def comfyui() -> Any:
 
 
 def _load_pack(folder: Path) -> None:
+    """Loads a node pack into a ComfyUI without a server, whose routes lead nowhere."""
+    routes = types.SimpleNamespace(get=_no_route, post=_no_route)
+    server: Any = types.ModuleType("server")
+    server.PromptServer = types.SimpleNamespace(instance=types.SimpleNamespace(routes=routes))
+    sys.modules.setdefault("server", server)
     importlib.import_module("nodes")
     spec = importlib.util.spec_from_file_location(folder.name, folder / "__init__.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[folder.name] = module
     spec.loader.exec_module(module)
+
+
+def _no_route(path: str) -> Any:
+    return lambda function: function
 
 
 def model_sampling(problem: Problem) -> Any:
@@ -116,9 +128,10 @@ def methods() -> list[Method]:
         for name in samplers.KSampler.SAMPLERS:
             if name in COMFYUI_LEFT_OUT or name.endswith(("_cfg_pp", "_gpu")):
                 continue
-            package = "ComfyUI" if name in samplers.stock_names else "RES4LYF"
-            noisy = any(word in name for word in COMFYUI_NOISY)
-            found.append(_comfyui(package, name, noisy))
+            if name in samplers.stock_names:
+                found.append(_comfyui("ComfyUI", name, any(word in name for word in COMFYUI_NOISY)))
+            elif name.startswith(("res_", "deis_")):  # the others are its machinery; without _ode they add noise
+                found.append(_comfyui("RES4LYF", name, not name.endswith("_ode")))
     return found
 
 
@@ -134,14 +147,13 @@ def _k_diffusion(name: str, stochastic: bool) -> Method:
 
 def _comfyui(package: str, name: str, stochastic: bool) -> Method:
     samplers = comfyui()
-    own = ("simple", "sgm_uniform", "ddim_uniform", "linear_quadratic", "kl_optimal")
     drops = name in COMFYUI_DROPS_A_SIGMA
 
     def sample(problem: Problem, denoiser: Denoiser, grid: str, steps: int) -> torch.Tensor:
         sampling = model_sampling(problem)
         count = steps + drops
         with quiet():
-            if grid in own:
+            if grid not in problem.grid_names():
                 sigmas = samplers.calculate_sigmas(sampling, grid, count).double()
             else:
                 sigmas = torch.from_numpy(problem.sigmas(grid, count))
@@ -150,7 +162,10 @@ def _comfyui(package: str, name: str, stochastic: bool) -> Method:
         function = samplers.sampler_object(name).sampler_function
         return call(function, Model(denoiser, sampling), problem, sigmas)
 
-    return Method(package, name, lambda problem: (*problem.grid_names(), *own), sample, stochastic)
+    def grids(problem: Problem) -> tuple[str, ...]:
+        return RES4LYF_GRIDS if package == "RES4LYF" else tuple(dict.fromkeys((*problem.grid_names(), *COMFYUI_GRIDS)))
+
+    return Method(package, name, grids, sample, stochastic)
 
 
 def call(function: Any, model: Model, problem: Problem, sigmas: torch.Tensor) -> torch.Tensor:
@@ -158,10 +173,11 @@ def call(function: Any, model: Model, problem: Problem, sigmas: torch.Tensor) ->
     if len(sigmas) < 2:
         raise Unfit
     torch.manual_seed(0)  # samplers that make their own noise
+    options: Any = {"model_options": {"transformer_options": {}}}
     try:
         with quiet():
             start = problem.noise * sigmas[0]
-            out: torch.Tensor = function(model, start, sigmas, extra_args={"seed": 0}, callback=None, disable=True)
+            out: torch.Tensor = function(model, start, sigmas, extra_args={"seed": 0, **options}, callback=None, disable=True)
     except (ValueError, IndexError, AssertionError, RuntimeError, TypeError, ZeroDivisionError) as error:
         raise Unfit from error
     return out

@@ -25,8 +25,12 @@ from ..samplers.predictions import denoiser_of
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 GUIDANCES = (1.0, 2.0, 4.0, 7.5)
-GRIDS = ("karras", "exponential", "uniform_t", "quadratic_t", "beta")
-FLOW_GRIDS = ("uniform_t", "shifted", "beta", "quadratic_t", "uniform_lambda")
+GRIDS = ("karras", "exponential", "uniform_t", "quadratic_t", "beta", "kl_optimal", "trailing")
+FLOW_GRIDS = ("uniform_t", "even", "trailing", "trailing, shift 3", "beta", "uniform_lambda", "kl_optimal")
+SPECIAL: dict[str, tuple[str, Callable[[int], dict[str, float]]]] = {
+    "even": ("uniform_t", lambda steps: {"t_0": 1.0 / steps} if steps > 1 else {}),  # as nodes.schedule has it on flow models
+    "trailing, shift 3": ("trailing", lambda steps: {"shift": 3.0}),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,8 @@ class Problem:
 
     def sigmas(self, grid: str, steps: int) -> np.ndarray:
         """``steps + 1`` falling sigmas of the named grid, the last one 0."""
-        sigma: np.ndarray = grids.GRIDS[grid](self.frame, steps, end="zero").sigma
+        kind, options = SPECIAL.get(grid, (grid, lambda steps: {}))
+        sigma: np.ndarray = grids.GRIDS[kind](self.frame, steps, end="zero", **options(steps)).sigma
         return sigma
 
     def solution(self, guidance: float) -> torch.Tensor:

@@ -19,6 +19,8 @@ KINDS = {
     "edm_rho": "karras between EDM's own ends, 0.002 and 80, where the model reaches them",
     "beta": "quantiles of a beta distribution: more steps at both ends",
     "shifted": "even steps pushed towards noise by shift; the schedule of flow models",
+    "trailing": "even steps in the model's time down to 0 itself; on flow models from 0.999, with shift",
+    "kl_optimal": "even in the arctangent of sigma (Sabour et al. 2024)",
 }
 
 
@@ -36,7 +38,7 @@ def sigmas_of(
         model_sampling: of a MODEL of the host, with its patches.
         kind: one of ``samplers.grids.GRIDS``.
         denoise: below 1 only the last ``steps`` of ``int(steps/denoise)`` steps; 0 gives no sigmas at all.
-        shift: for ``shifted``; 0 takes the model's own.
+        shift: for ``shifted`` and ``trailing``; 0 takes the model's own.
         rho: for ``karras`` and ``edm_rho``.
 
     A flow model's ``uniform_t``, ``quadratic_t`` and ``shifted`` go down evenly to 0 itself (4 uniform steps: 1, 0.75, 0.5,
@@ -57,7 +59,7 @@ def sigmas_of(
         raise OptionError(f"{steps} steps at denoise {denoise} are the last of {total}: use fewer steps or more denoise")
     frame, (low, high) = frame_of(model_sampling), sigma_range(model_sampling)
     options: dict[str, float] = {}
-    if kind == "shifted":
+    if kind in ("shifted", "trailing"):
         options["shift"] = shift or (own_shift(model_sampling) if frame.scaling == "flow" else 1.0)
     if kind in ("karras", "edm_rho"):
         options["rho"] = rho
@@ -109,7 +111,8 @@ class FewStepSchedule:
             },
             "optional": {
                 "shift": ("FLOAT", float_widget(
-                    0.0, 0.0, 100.0, advanced=True, tooltip="shifted only: how far towards noise; 0 takes the model's own.")),
+                    0.0, 0.0, 100.0, advanced=True,
+                    tooltip="shifted and trailing only: how far towards noise; 0 takes the model's own.")),
                 "rho": ("FLOAT", float_widget(
                     7.0, 0.1, 100.0, advanced=True, tooltip="karras and edm_rho only: larger means more steps at low noise.")),
             },

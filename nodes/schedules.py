@@ -109,7 +109,26 @@ class FewStepShiftedSchedule(ScheduleNode):
     SEARCH_ALIASES: ClassVar[list[str]] = ["flow shift", "sd3 shift", "time shift"]
 
 
+class FewStepTrailingSchedule(ScheduleNode):
+    """Even down to 0."""
+
+    KIND = "trailing"
+    EXTRA = ("shift",)
+    DISPLAY_NAME = "Schedule: Trailing (FewStep)"
+    SOURCE = "diffusers' trailing spacing and its flow_shift; as Wan and other flow models are sampled with UniPC."
+    SEARCH_ALIASES: ClassVar[list[str]] = ["sgm_uniform", "simple", "flow_shift", "trailing"]
+
+
+class FewStepKLOptimalSchedule(ScheduleNode):
+    """Uniform in arctan sigma."""
+
+    KIND = "kl_optimal"
+    DISPLAY_NAME = "Schedule: KL-optimal (FewStep)"
+    SEARCH_ALIASES: ClassVar[list[str]] = ["kl_optimal", "align your steps", "arctan"]
+
+
 NODES = (
     FewStepUniformTimeSchedule, FewStepUniformLambdaSchedule, FewStepQuadraticTimeSchedule, FewStepKarrasSchedule,
     FewStepExponentialSchedule, FewStepEDMSchedule, FewStepBetaSchedule, FewStepShiftedSchedule,
+    FewStepTrailingSchedule, FewStepKLOptimalSchedule,
 )

@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "dynamic_compensation": ("zhao2024dcsolver",),
     "dualfast": ("yu2025dualfast",),
     "fitted_plan": ("fu2025lsd",),
+    "sigma_clock": ("karras2022edm",),
     "time_shift": ("li2024timeshift",),
 }
 

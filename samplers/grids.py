@@ -208,6 +208,13 @@ def exponential(
     return _levels(frame, steps, end, t_T, t_0, np.log, np.exp)
 
 
+def kl_optimal(
+    frame: Frame, steps: int, *, end: End, t_T: float | None = None, t_0: float | None = None
+) -> Grid:
+    """Uniform in arctan level: the optimum for Gaussian data of unit variance (Sabour et al. 2024, "Align Your Steps")."""
+    return _levels(frame, steps, end, t_T, t_0, np.arctan, np.tan)
+
+
 def edm_rho(
     frame: Frame, steps: int, *, end: End, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0
 ) -> Grid:
@@ -240,13 +247,34 @@ def shifted(
 
     ``t_T`` and ``t_0`` are the ends before the shift.
     """
-    if not 0 < shift < np.inf:
-        raise OptionError(f"shift is {shift}, expected a positive number")
     if frame.time.t_max != 1.0:
         raise ScheduleError("a shifted grid needs a time from 0 to 1; use it with flow or VP frames")
     start, stop, nodes = _times(frame, steps, end, t_T, t_0)
-    t = _span(start, stop, nodes)
-    return from_times(frame, shift * t / (1.0 + (shift - 1.0) * t), end=end)
+    return from_times(frame, _shift(frame, _span(start, stop, nodes), shift), end=end)
+
+
+def _shift(frame: Frame, t: np.ndarray, shift: float) -> np.ndarray:
+    if not 0 < shift < np.inf:
+        raise OptionError(f"shift is {shift}, expected a positive number")
+    if shift != 1.0 and frame.time.t_max != 1.0:
+        raise ScheduleError(f"the shift {shift} needs a time from 0 to 1, as flow and VP frames have")
+    return t if shift == 1.0 else shift * t / (1.0 + (shift - 1.0) * t)
+
+
+def trailing(
+    frame: Frame, steps: int, *, end: End, t_T: float | None = None, t_0: float | None = None, shift: float = 1.0
+) -> Grid:
+    """Uniform in time down to 0 itself: the last step is as long as the others (diffusers' ``trailing``, ``sgm_uniform``).
+
+    A start at pure noise is moved to sigma 0.999, where lambda is finite: the second step can then have order 2. That is
+    diffusers' grid of flow models, ``shift`` its ``flow_shift``. With ``end="zero"`` no other node lies below ``t_0``.
+    """
+    start, stop, nodes = _times(frame, steps, end, t_T, t_0)
+    if not np.isfinite(frame.lambda_(start)):
+        start = 0.999
+    if end == "zero":
+        stop = max(stop, start / steps)
+    return from_times(frame, _shift(frame, _span(start, stop, nodes), shift), end=end)
 
 
 def _levels(
@@ -294,5 +322,6 @@ def deis_grid(
 
 GRIDS: dict[str, Callable[..., Grid]] = {
     "uniform_t": uniform_t, "uniform_lambda": uniform_lambda, "quadratic_t": quadratic_t, "karras": karras,
-    "exponential": exponential, "edm_rho": edm_rho, "beta": beta, "shifted": shifted,
+    "exponential": exponential, "edm_rho": edm_rho, "beta": beta, "shifted": shifted, "trailing": trailing,
+    "kl_optimal": kl_optimal,
 }

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from .correctors.compensation import dynamic_compensation
 from .correctors.dualfast import dualfast
+from .correctors.sigma_clock import sigma_clock
 from .correctors.time_shift import time_shift
 from .correctors.unic import unic
 from .errors import OptionError, check_choice, suggest
@@ -52,7 +53,7 @@ CORRECTORS: dict[str, Callable[..., Plan]] = {
     "unic": unic, "dynamic_compensation": dynamic_compensation, "dualfast": dualfast,
 }
 # (grid -> plan, grid) -> plan: those that plan on other grids too
-REPLANNERS: dict[str, Callable[..., Plan]] = {"time_shift": time_shift}
+REPLANNERS: dict[str, Callable[..., Plan]] = {"sigma_clock": sigma_clock, "time_shift": time_shift}
 # grid -> (transform, the grid that is left); no transform where there is nothing to jump over
 STARTS: dict[str, Callable[..., tuple[StartTransform | None, Grid]]] = {"teleport": teleport}
 # solvers of step-distilled models, which know their own noise levels alone

@@ -8,7 +8,8 @@ def over(values, limit):
 
 
 def parity(numbers, stock):
-    return {name: value for name, value in numbers("parity.parity").items() if name.endswith(f" {stock}")}
+    found = numbers("parity.parity").items()
+    return {name: value for name, value in found if name.endswith(f" {stock}") and (" clocked " in f" {stock}") == ("clocked" in name)}
 
 
 def test_ddim_is_the_stock_euler_on_every_family(numbers):
@@ -19,6 +20,12 @@ def test_ddim_is_the_stock_euler_on_every_family(numbers):
 def test_multistep_is_the_stock_dpmpp_2m_on_noise_and_v_models(numbers):
     found = parity(numbers, "dpmpp_2m")
     assert len(found) == 8 and not over(found, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "ipndm"])
+def test_the_sigma_clock_makes_the_stock_methods_of_flow_models(numbers, name):
+    found = parity(numbers, f"clocked {name}")
+    assert len(found) == 4 and not over(found, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["uni_pc", "uni_pc_bh2"])

@@ -110,6 +110,9 @@ def test_flow_schedules_reach_zero_evenly(models):
     for shift, given in ((3.0, 0.0), (2.5, 2.5)):  # 0 is the model's own 3
         np.testing.assert_allclose(
             schedule(models["flow3"], "shifted", 4, shift=given), shift * u / (1 + (shift - 1) * u), rtol=1e-6)
+    u = 0.999 * u
+    np.testing.assert_allclose(schedule(models["flow"], "trailing", 4), u, rtol=1e-6)  # as diffusers' use_flow_sigmas
+    np.testing.assert_allclose(schedule(models["flow3"], "trailing", 4), 3 * u / (1 + 2 * u), rtol=1e-6)
     assert own_shift(FlowSampling(5.0)) == pytest.approx(5.0)
 
 
@@ -122,7 +125,7 @@ def test_every_schedule_on_every_model(models, name, kind):
         assert sigmas[0] <= models[name].get_model_object("model_sampling").sigma_max
         whole = schedule(models[name], kind, int(steps / denoise))
         assert torch.equal(sigmas, whole[-steps - 1 :])
-    if kind != "edm_rho" and not (kind == "uniform_lambda" and "flow" in name):
+    if kind != "edm_rho" and not (kind in ("uniform_lambda", "trailing") and "flow" in name):
         assert whole[0] == models[name].get_model_object("model_sampling").sigma_max  # hosts test for a full start
 
 

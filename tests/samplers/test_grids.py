@@ -52,6 +52,14 @@ def test_formulas():
         grids.exponential(EDM, 5, end="stop", t_T=14.6, t_0=0.03).sigma, np.geomspace(14.6, 0.03, 6), rtol=1e-12)
     u = np.linspace(1, 1e-3, 5)
     np.testing.assert_allclose(grids.shifted(FLOW, 4, end="stop").sigma, 3 * u / (1 + 2 * u), rtol=1e-13)
+    u = 0.999 * np.linspace(1, 0, 5)  # the sigmas of diffusers' UniPCMultistepScheduler with use_flow_sigmas
+    np.testing.assert_allclose(grids.trailing(FLOW, 4, end="zero").sigma, u, rtol=1e-13)
+    np.testing.assert_allclose(grids.trailing(FLOW, 4, end="zero", shift=3.0).sigma, 3 * u / (1 + 2 * u), rtol=1e-13)
+    np.testing.assert_allclose(t(grids.trailing(SD, 4, end="zero")), [1, 0.75, 0.5, 0.25], rtol=1e-14)
+    np.testing.assert_allclose(t(grids.trailing(VP, 4, end="stop")), np.linspace(1, 1e-3, 5), rtol=1e-14)
+    low, high = np.arctan(0.03), np.arctan(14.6)
+    np.testing.assert_allclose(
+        grids.kl_optimal(EDM, 6, end="zero", t_T=14.6, t_0=0.03).sigma[:-1], np.tan(np.linspace(high, low, 6)), rtol=1e-12)
     quantiles = stats.beta.ppf(1 - np.arange(8) / 8, 0.6, 0.6)
     np.testing.assert_allclose(t(grids.beta(FLOW, 8, end="zero", t_0=1e-9)), quantiles, rtol=1e-7)
 

@@ -16,9 +16,13 @@ def parity():
                     return difference(*(sample(model, *conds, s, levels, LATENT, noise, cfg) for s in (ours, stock(theirs))))
 
                 out[f"{form} {kind} cfg {cfg:g} euler"] = both(pack.solver("FewStepDDIM"), "euler", sigmas)
-                if form == "flow":
-                    continue
                 multistep = pack.solver("FewStepDPMSolverMultistep", order=2, lower_order_final="never")
+                if form == "flow":
+                    ipndm = pack.solver("FewStepIPNDM", order=4)
+                    for solver, name in ((multistep, "dpmpp_2m"), (ipndm, "ipndm")):
+                        clocked = pack.run("FewStepSigmaClock", solver)[0]
+                        out[f"{form} {kind} cfg {cfg:g} clocked {name}"] = both(clocked, name, sigmas)
+                    continue
                 out[f"{form} {kind} cfg {cfg:g} dpmpp_2m"] = both(multistep, "dpmpp_2m", sigmas)
                 for variant, name in (("bh1", "uni_pc"), ("bh2", "uni_pc_bh2")):
                     unipc = pack.solver("FewStepUniPC", order=3, variant=variant, lower_order_final=True)
