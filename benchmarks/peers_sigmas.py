@@ -152,11 +152,14 @@ def _comfyui(package: str, name: str, stochastic: bool) -> Method:
     def sample(problem: Problem, denoiser: Denoiser, grid: str, steps: int) -> torch.Tensor:
         sampling = model_sampling(problem)
         count = steps + drops
-        with quiet():
-            if grid not in problem.grid_names():
-                sigmas = samplers.calculate_sigmas(sampling, grid, count).double()
-            else:
-                sigmas = torch.from_numpy(problem.sigmas(grid, count))
+        if grid in problem.grid_names():
+            sigmas = torch.from_numpy(problem.sigmas(grid, count))
+        else:
+            with quiet():
+                try:
+                    sigmas = samplers.calculate_sigmas(sampling, grid, count).double()
+                except ZeroDivisionError as error:  # bong_tangent in few steps
+                    raise Unfit from error
         if drops:
             sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
         function = samplers.sampler_object(name).sampler_function
