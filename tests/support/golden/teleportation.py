@@ -92,7 +92,7 @@ def heun(case):
     start, skip = case.x_T * sigmas[0], s["skip"]
     recipe = Recipe("deis_rk", {"tableau": "2heun"})
     if skip:
-        recipe = recipe.started("teleport", moments=moments, mode="mean", skip="sigma", sigma_skip=float(sigmas[skip]))
+        recipe = recipe.started("teleport", moments=moments, mode="mean", rest="tail", skip="sigma", sigma_skip=float(sigmas[skip]))
     plan = recipe.resolve(known, grids.from_sigmas(known, [*sigmas.tolist(), 0.0]))
     assert plan.nfe == s["model_calls"]
     first = start if plan.start is None else plan.start(start, None)
