@@ -7,12 +7,12 @@ The API forms are kept beside the tests, which hold both forms to each other and
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..samplers.plan_io import write_atomically
+from .thumbnails import thumbnail
 from .ui_layout import to_ui
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -242,6 +242,17 @@ def distilled_lora() -> Prompt:
     return prompt
 
 
+def advised() -> Prompt:
+    """Solver, schedule and guidance as the advisor proposes them for 6 steps."""
+    prompt = common("eps", "8", 4)
+    prompt["5"] = node("FewStepAdvisor", model=["1", 0], steps=6)
+    prompt["6"] = sample("5", "5", "4", 2)
+    prompt["6"]["inputs"] |= {"cfg": ["5", 2], "sampler": ["5", 0], "sigmas": ["5", 1]}
+    prompt["7"] = node("VAEDecode", samples=["6", 0], vae=["1", 2])
+    prompt["8"] = node("SaveImage", images=["7", 0], filename_prefix="advisor")
+    return prompt
+
+
 def templates() -> dict[str, Prompt]:
     """Every template by name, in API form."""
     made = {name: text_to_digit(*settings, name) for name, settings in SOLVERS.items()}
@@ -249,7 +260,7 @@ def templates() -> dict[str, Prompt]:
         **made, "flow_in_four_steps": one_node(), "corrector_unic": corrected(), "image_to_image": image_to_image(),
         "inpainting": inpainting(), "four_solvers": comparison(), "two_solvers": two_solvers(),
         "stock_ksampler": stock_ksampler(), "stock_guider": stock_guider(), **calibrated(),
-        "distilled_lora": distilled_lora(),
+        "distilled_lora": distilled_lora(), "advisor": advised(),
     }
 
 
@@ -264,28 +275,6 @@ def main() -> None:
         write_atomically(target / f"{name}.json", (json.dumps(to_ui(prompt, all_classes()), indent=1) + "\n").encode())
         write_atomically(target / f"{name}.jpg", thumbnail(prompt))
         print(name)
-
-
-def thumbnail(prompt: Prompt) -> bytes:
-    """The pictures of a workflow as one JPEG, at most four to a row."""
-    from io import BytesIO
-
-    from PIL import Image
-
-    from .embedded import EmbeddedHost
-    from .executor import Executor
-
-    with tempfile.TemporaryDirectory() as folder:
-        result = Executor(EmbeddedHost(folder)).execute(prompt, {})
-        files = [Path(folder) / i["subfolder"] / i["filename"] for ui in result.ui.values() for i in ui.get("images", [])]
-        pictures = [Image.open(file).convert("RGB").resize((160, 160), Image.Resampling.BICUBIC) for file in files]
-    columns = min(4, len(pictures))
-    sheet = Image.new("RGB", (columns * 164 - 4, -(-len(pictures) // columns) * 164 - 4), "gray")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * 164, i // columns * 164))
-    buffer = BytesIO()
-    sheet.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

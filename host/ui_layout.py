@@ -46,9 +46,7 @@ def to_ui(prompt: dict[str, dict[str, Any]], classes: Classes) -> dict[str, Any]
         drawn.append({
             "id": int(i), "type": entry["class_type"], "pos": [x, y], "size": [280, height], "flags": {}, "order": order,
             "mode": 0,
-            "inputs": [
-                {"name": name, "type": specs[name].type, "link": entry.get("_links", {}).get(name)} for name, _ in sockets
-            ],
+            "inputs": [input_slot(specs[name], entry.get("_links", {}).get(name)) for name, _ in sockets],
             "outputs": [
                 {"name": name, "type": kind, "slot_index": slot, "links": outgoing.get((i, slot), [])}
                 for slot, (name, kind) in enumerate(zip(names, node.RETURN_TYPES, strict=True))
@@ -73,16 +71,24 @@ def _is_widget(spec: InputSpec) -> bool:
 
 
 def _sockets(entry: dict[str, Any], classes: Classes) -> list[tuple[str, Any]]:
-    """(name, value) of the inputs that are drawn as sockets."""
-    specs = input_specs(classes[entry["class_type"]])
-    return [(name, entry["inputs"].get(name)) for name, spec in specs.items() if not _is_widget(spec)]
+    """(name, value) of the inputs that are drawn as sockets: all that are no widgets, and widgets with a link."""
+    specs, inputs = input_specs(classes[entry["class_type"]]), entry["inputs"]
+    named = [name for name, spec in specs.items() if not _is_widget(spec) or is_link(inputs.get(name))]
+    return [(name, inputs.get(name)) for name in named]
+
+
+def input_slot(spec: InputSpec, link: int | None) -> dict[str, Any]:
+    """A socket, or a widget's, which the frontend keeps beside the widget."""
+    kind = "COMBO" if isinstance(spec.type, list) else spec.type
+    return {"name": spec.name, "type": kind, "link": link, **({"widget": {"name": spec.name}} if _is_widget(spec) else {})}
 
 
 def _widget_values(entry: dict[str, Any], specs: dict[str, InputSpec]) -> list[Any]:
     values: list[Any] = []
     for name, spec in specs.items():
         if _is_widget(spec):
-            values.append(entry["inputs"][name])
+            value = entry["inputs"][name]
+            values.append(spec.options.get("default") if is_link(value) else value)
             if spec.options.get("control_after_generate"):
                 values.append("fixed")
     return values

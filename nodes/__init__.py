@@ -15,8 +15,8 @@ log = logging.getLogger("fewstep")
 
 MODULES = (
     "demo", "solvers", "consistency", "correctors", "compensation", "fitted", "teleport", "schedule", "schedules", "ksampler",
-    "inspector", "compare", "calibration", "calibrate_moments", "calibrate_plan", "calibrate_ratios", "calibrate_statistics",
-    "statistics", "prompts", "distilled", "lora_steps",
+    "inspector", "compare", "advisor", "calibration", "calibrate_moments", "calibrate_plan", "calibrate_ratios",
+    "calibrate_statistics", "statistics", "prompts", "distilled", "lora_steps",
 )
 
 

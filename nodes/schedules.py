@@ -43,7 +43,7 @@ class FewStepUniformTimeSchedule(ScheduleNode):
 
     KIND = "uniform_t"
     DISPLAY_NAME = "Schedule: Uniform Time (FewStep)"
-    SEARCH_ALIASES: ClassVar[list[str]] = ["time_uniform", "normal", "simple", "ddim_uniform"]
+    SEARCH_ALIASES: ClassVar[list[str]] = ["time_uniform", "normal", "simple", "sgm_uniform", "ddim_uniform"]
 
 
 class FewStepUniformLambdaSchedule(ScheduleNode):

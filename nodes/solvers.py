@@ -187,7 +187,7 @@ class FewStepUniPC(SolverNode):
     }
     DISPLAY_NAME = "UniPC (FewStep)"
     DESCRIPTION = (
-        "Predictor and corrector of any order at one evaluation per step (Zhao et al. 2023); among the best at 5 to 10 steps. "
+        "Predictor and corrector of any order at one evaluation per step (Zhao et al. 2023), made for 5 to 10 steps. "
         "Correct for flow models too."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["uni_pc", "uni_pc_bh2", "unip"]

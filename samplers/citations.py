@@ -28,6 +28,14 @@ KEYS: dict[str, tuple[str, ...]] = {
     "fitted_plan": ("fu2025lsd",),
     "sigma_clock": ("karras2022edm",),
     "time_shift": ("li2024timeshift",),
+    # what is no solver: grids, and methods of few-step and routed adapters
+    "karras": ("karras2022edm",),
+    "edm_rho": ("karras2022edm",),
+    "beta": ("lee2024beta",),
+    "shifted": ("esser2024sd3",),
+    "lora": ("hu2022lora",),
+    "distilled": ("luo2025tdm", "yin2024dmd2", "luo2023lcm", "zheng2024tcd", "zhang2023hipa", "miao2025pso", "liang2024spo"),
+    "routed": ("ponti2023poly", "caccia2023mhr", "kim2023hydra"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def _figure(plan: Plan) -> Any:
     top, bottom = figure.subplots(2, 1, height_ratios=[2.2, 0.3 * len(rows) + 0.6])
     facts = [f"{plan.nfe} evaluations", f"peak {plan.peak_latents} latents"]
     facts = ([f"order {plan.order}"] if plan.order is not None else []) + facts
-    figure.suptitle(f"{plan.label}\n{', '.join(facts)}", fontsize=10)
+    name = "\n".join(textwrap.wrap(plan.label, int(13 * figure.get_figwidth())))
+    figure.suptitle(f"{name}\n{', '.join(facts)}", fontsize=10)
     _plot_grid(top, plan)
     _plot_table(bottom, values, rows, columns)
     figure.tight_layout()

@@ -33,7 +33,11 @@ def test_the_wheel_holds_every_module_and_data_file(wheel):
     for folder in ("samplers", "nodes", "host", "demo"):
         wanted = {p.relative_to(ROOT) for p in (ROOT / folder).rglob("*.py") if "__pycache__" not in p.parts}
         assert wanted <= {p.relative_to(wheel / "fewstep") for p in (wheel / "fewstep").rglob("*.py")}
-    for data in ("demo/weights/digits_eps.safetensors", "samplers/adapters/presets.json", "example_workflows/first_picture.json", "py.typed"):
+    for data in (
+        "demo/weights/digits_eps.safetensors", "samplers/adapters/presets.json", "example_workflows/first_picture.json", "py.typed",
+        "demo/calibration/digits-eps-plan-cfg2.safetensors", "samplers/advice.json", "locales/zh/nodeDefs.json",
+        "subgraphs/FewStep Text to Image.json", "web/docs/FewStepUniPC.md", "web/docs/FewStepUniPC.png",
+    ):
         assert (wheel / "fewstep" / data).exists(), data
     assert not (wheel / "fewstep" / "tests").exists()
 

@@ -42,6 +42,7 @@ CONTRACT = {
     "FewStepBetaSchedule": ("model steps denoise", "SIGMAS"),
     "FewStepShiftedSchedule": ("model steps denoise shift", "SIGMAS"),
     "FewStepPlanInspector": ("model sampler sigmas", "IMAGE STRING"),
+    "FewStepAdvisor": ("model steps cfg distilled use_calibrations", "SAMPLER SIGMAS FLOAT STRING"),
     "FewStepConsistency": ("method gamma start s_noise", "SAMPLER"),
     "FewStepLoadDistilledLoRA": (
         "model lora_name strength preset clip steps cfg shift sampler gamma times denoise scale allow_partial",

@@ -1,0 +1,107 @@
+"""The advisor's rules: ``python -m fewstep.benchmarks.advice [--out DIR]`` measures each where it holds, and writes advice.md.
+
+``--write`` also puts what was measured into ``samplers/advice.json``. Every rule is compared with what people usually take (named
+there) at the same evaluations and guidance, on mixtures and on the demo models. The error is relative to the exact solution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..nodes.schedule import even_end
+from ..samplers import Recipe, run
+from ..samplers.advice import FILE, recipe_of
+from ..samplers.grids import GRIDS
+from ..samplers.plan_io import write_atomically
+from .problems import GUIDANCES, PROBLEMS, Denoiser, Problem
+from .tables import markdown, preamble, write_csv
+
+NFES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20)
+Row = dict[str, Any]
+
+
+def error_of(problem: Problem, denoiser: Denoiser, recipe: Recipe, grid: Mapping[str, Any], steps: int, guidance: float) -> float:
+    """Relative error of one choice."""
+    kind = grid["kind"]
+    options = {name: value for name, value in grid.items() if name != "kind"} | even_end(problem.frame, kind, steps)
+    levels = GRIDS[kind](problem.frame, steps, end="zero", **options)
+    return problem.error(run(recipe.resolve(problem.frame, levels), denoiser, problem.noise * levels.sigma[0]), guidance)
+
+
+def measure(problem: Problem, data: Mapping[str, Any]) -> Iterator[Row]:
+    """A row for each rule of the problem's family, guidance and number of steps in its range."""
+    family = "flow" if problem.flow else "vp"
+    usual = data["usual"][family]
+    for guidance in GUIDANCES:
+        denoiser = problem.make(guidance)
+        plain: dict[int, float] = {}
+        for rule in data["rules"]:
+            (low, high), (least, most) = rule["guidance"], rule["steps"]
+            if rule["family"] != family or guidance > high or (guidance <= low and low > 0):
+                continue
+            for steps in (n for n in NFES if least <= n <= most):
+                if steps not in plain:
+                    recipe = Recipe("ddim") if steps < 2 else recipe_of(usual["recipe"])  # of one step all are the same
+                    plain[steps] = error_of(problem, denoiser, recipe, usual["grid"], steps, guidance)
+                error = error_of(problem, denoiser, recipe_of(rule["recipe"]), rule["grid"], steps, guidance)
+                yield {
+                    "rule": rule["name"], "problem": problem.name, "guidance": guidance, "steps": steps, "error": error,
+                    "usual": plain[steps], "ratio": error / plain[steps],
+                }
+
+
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """Geometric mean of the ratios, each problem weighing the same; the worst; how many, and how many above 1."""
+    logs: dict[str, list[float]] = {}
+    for row in rows:
+        logs.setdefault(row["problem"], []).append(math.log(row["ratio"]))
+    ratios = [row["ratio"] for row in rows]
+    return {
+        "error": float(f"{math.exp(sum(sum(v) / len(v) for v in logs.values()) / len(logs)):.2g}"),
+        "worst": float(f"{max(ratios):.2g}"), "cells": len(ratios), "worse": sum(r > 1.005 for r in ratios),
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--batch", type=int, default=4, help="samples of 4x8x8")
+    parser.add_argument("--write", action="store_true", help="put the numbers into samplers/advice.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = json.loads(FILE.read_text("utf-8"))
+    rows: list[Row] = []
+    for name, make in PROBLEMS.items():
+        rows += measure(make(args.batch), data)
+        print(name, len(rows), flush=True)
+    write(args.out, data, rows)
+    if args.write:
+        write_atomically(FILE, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def write(out: Path, data: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """advice.csv and advice.md in ``out``; every rule of ``data`` gets what was measured of it."""
+    lines = []
+    for rule in data["rules"]:
+        m = rule["measured"] = summary([row for row in rows if row["rule"] == rule["name"]])
+        label, kind = recipe_of(rule["recipe"]).label, rule["grid"]["kind"]
+        lines.append([rule["name"], label, kind, m["error"], m["worst"], f"{m['worse']} of {m['cells']}"])
+    words = "The advisor's rules: error relative to the usual choice at equal evaluations (below 1 is a gain)."
+    text = preamble("python -m fewstep.benchmarks.advice", words)
+    text += "\n".join(f"Usual, {family}: {usual['words']}.\n" for family, usual in data["usual"].items()) + "\n"
+    text += markdown(["rule", "recipe", "grid", "error", "worst", "worse"], lines)
+    write_csv(out / "advice.csv", rows)
+    write_atomically(out / "advice.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()
