@@ -10,7 +10,6 @@ from .error_tables import CALIBRATED, OURS, best
 from .tables import markdown, preamble, write_csv
 
 Row = dict[str, Any]
-MANY_STEPS = "many steps"  # the package of rows that have no error, only a Frechet distance
 FEW, TWICE = 5, 10
 
 
@@ -21,7 +20,7 @@ def square(row: Row | None) -> float | str:
 
 def plain(rows: Iterable[Row]) -> list[Row]:
     """Those without calibration, the pack's and the peers'."""
-    return [row for row in rows if row["package"] not in (CALIBRATED, MANY_STEPS)]
+    return [row for row in rows if row["package"] != CALIBRATED]
 
 
 def cells(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
@@ -65,16 +64,15 @@ def name(row: Row | None) -> str:
 
 
 def distances(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    """A line per cell and method that has one: Frechet distance and recognised share, beside those of many steps."""
+    """A line per cell and method that has one: Frechet distance and recognised share."""
     lines = []
     for (problem, guidance), own in cells(rows).items():
-        many = best(own, package=MANY_STEPS)
-        for row in sorted((r for r in own if r["frechet"] != "" and r is not many), key=lambda r: (r["nfe"], r["frechet"])):
+        for row in sorted((r for r in own if r["frechet"] != ""), key=lambda r: (r["nfe"], r["frechet"])):
             lines.append([
                 problem.removeprefix("digits_"), f"{guidance:g}", row["nfe"], f"{row['package']} {row['method']}", square(row),
-                row["frechet"], many["frechet"] if many else "", f"{100 * row['recognised']:.1f} %",
+                row["frechet"], f"{100 * row['recognised']:.1f} %",
             ])
-    return ["model", "guidance", "NFE", "method", "error", "Frechet distance", "in 20 steps", "recognised"], lines
+    return ["model", "guidance", "NFE", "method", "error", "Frechet distance", "recognised"], lines
 
 
 def everything(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
@@ -82,7 +80,7 @@ def everything(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     nfes = sorted({row["nfe"] for row in plain(rows)})
     lines = []
     for (problem, guidance), own in cells(rows).items():
-        for package, method in dict.fromkeys((r["package"], r["method"]) for r in own if r["package"] != MANY_STEPS):
+        for package, method in dict.fromkeys((r["package"], r["method"]) for r in own):
             found = [best(own, package=package, method=method, nfe=nfe) for nfe in nfes]
             shown = [f"{square(row):.2g} ({grid(row)})" if row else "" for row in found]
             lines.append([problem.removeprefix("digits_"), f"{guidance:g}", f"{package} {method}", *shown])

@@ -18,7 +18,7 @@ from .problems import Denoiser, Problem
 
 CALIBRATIONS = Path(__file__).resolve().parents[1] / "demo" / "calibration"
 PACKAGE = "fewstep, calibrated"
-FREE = ("uniform_t", "uniform_lambda", "karras")  # for files that hold on any noise levels
+FREE = ("trailing", "uniform_t", "uniform_lambda", "karras")  # for files that hold on any noise levels
 BASE = Recipe("unipc", {"order": 2})  # of teleportation
 
 

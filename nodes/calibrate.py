@@ -132,11 +132,14 @@ class CalibrateNode:
     ) -> dict[str, Any]:
         """The calibration, a report and the curves; the file is written before it returns."""
         from ..samplers.calibration import store
+        from ..samplers.errors import CalibrationError
         from .frames import frame_of
 
         host, folder = get_host(), register_folders()
         frame = frame_of(model.get_model_object("model_sampling"))
         batch = len(latent_image["samples"])
+        if not batch:
+            raise CalibrationError("the LATENT holds no pictures: give an empty latent with a batch of at least 1")
         total = self.cost(frame, batch, widgets)
         guided = f"{total} evaluations" + (" with guidance (twice the work of one without)" if cfg != 1 else "")
         log.info("FewStep: %s takes %s of the model", self.DISPLAY_NAME, guided)

@@ -23,7 +23,7 @@ class FewStepCalibrateMoments(CalibrateNode):
     DISPLAY_NAME = "Calibrate Teleport (FewStep)"
     DESCRIPTION = (
         "Measures mean and covariance of what the model draws for these prompts at this guidance, and down to which noise level "
-        "a jump by them holds, and what it gains at 5 steps. Seconds to minutes. Connect the result to Teleport."
+        "a jump by them holds. Seconds to minutes. Connect the result to Teleport."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["gaussian moments", "teleportation statistics", "covariance"]
 
@@ -46,8 +46,7 @@ class FewStepCalibrateMoments(CalibrateNode):
             }),
             "rank": ("INT", {"default": 64, "min": 1, "max": 256, "advanced": True, "tooltip": "lowrank only: directions kept."}),
             "range_samples": ("INT", {
-                "default": 6, "min": 1, "max": 64, "advanced": True,
-                "tooltip": "Many-step runs to measure the jump's range and its gain on.",
+                "default": 6, "min": 1, "max": 64, "advanced": True, "tooltip": "Many-step runs to measure the jump's range on.",
             }),
         }
 

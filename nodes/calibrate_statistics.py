@@ -27,7 +27,7 @@ class FewStepCalibrateStatistics(CalibrateNode):
     DISPLAY_NAME = "Calibrate DPM-Solver-v3 (FewStep)"
     DESCRIPTION = (
         "Measures the statistics that fit DPM-Solver-v3 to this model at this guidance (Zheng et al. 2023), on samples that the "
-        "model draws itself or on pictures of yours, and what it gains on your schedule. The draft takes minutes on a GPU."
+        "model draws itself or on pictures of yours, and what it gains at 8 steps. The draft takes minutes on a GPU."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["measure ems", "empirical model statistics", "dpm solver v3"]
 

@@ -69,13 +69,14 @@ class FewStepTimeShift(CorrectorNode):
     CORRECTOR = "time_shift"
     SHOWN = ("window", "cutoff", "wiring", "clamp")
     TAKES = "A FewStep solver, with its other correctors if it has any."
-    DISPLAY_NAME = "Time Shift (FewStep)"
+    DISPLAY_NAME = "Time Shift, experimental (FewStep)"
     DESCRIPTION = (
-        "Re-labels each sampled state with the nearby training time whose noise variance it shows (Li et al. 2024), picture by "
-        "picture and at no extra evaluation. Made for pixel models, whose pictures have a variance below 1; on latents of unit "
-        "variance the rule saturates at the edge of its window. Put it last, after other correctors."
+        "Experimental: re-labels each sampled state with the nearby training time whose noise variance it shows (Li et al. "
+        "2024), picture by picture and at no extra evaluation. It mends a model's own drift and makes the solver's error larger: "
+        "compare with and without. Made for pixel models, whose pictures have a variance below 1; on latents of unit variance "
+        "the rule saturates at the edge of its window. Put it last, after other correctors."
     )
-    SEARCH_ALIASES: ClassVar[list[str]] = ["exposure bias", "ts-ddim", "time shift sampler"]
+    SEARCH_ALIASES: ClassVar[list[str]] = ["experimental", "exposure bias", "ts-ddim", "time shift sampler"]
 
 
 class FewStepSigmaClock(CorrectorNode):

@@ -179,8 +179,8 @@ def teleport(
             moments without that measurement where sigma/alpha is 8 standard deviations of a latent's numbers.
         sigma_skip: in the grid's own sigma; only for ``skip="sigma"``.
         fraction: 0 to 0.9; 0.15 to 0.3 is usual.
-        rest: ``regrid`` spends all of the grid's steps between the jump's end and the grid's, the better use of the same
-            evaluations; ``tail`` keeps the grid's remaining nodes and saves the others' evaluations.
+        rest: ``tail`` keeps the grid's remaining nodes and saves their evaluations; ``regrid`` spends all of the grid's steps
+            between the jump's end and the grid's.
         start: ``ode`` follows the trajectory of the given state; ``draw`` gives a new sample of the Gaussian at the jump's end
             from the same noise, with the brightness that models with a finite last sigma lose. Only for full runs.
         guidance_scale: only for ``mode="guided"``.

@@ -29,6 +29,7 @@ from .sums import NAMES, terms_of
 Per = Literal["channel", "element", "scalar"]
 Draws = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 PRESETS = {"draft": (40, 32), "normal": (120, 128), "paper": (250, 1024)}  # steps of lambda, samples
+CHECKED = 16  # starts that the gain is measured on, or more to make whole batches: fewer say little
 PURE = 0.999  # the noisiest sigma of flow models: at 1 lambda is infinite
 HOW: tuple[Derivative, ...] = ("jvp", "difference", "stein")
 
@@ -57,7 +58,7 @@ def cost(
 ) -> int:
     """Evaluations of the guided denoiser that ``measure_statistics`` takes; a call counts as many as it has samples."""
     trial = TRIAL * min(batch, samples) if derivative == "auto" else 0
-    held_out_cost = 0 if check is None else held_out.cost(_compared(check, None), check, batch)
+    held_out_cost = 0 if check is None else _check_cost(check, batch)
     return len(lambdas) * samples * EVALUATIONS[derivative] + trial + held_out_cost
 
 
@@ -86,7 +87,7 @@ def measure_statistics(
         rounded: the denoiser rounds sigma to the frame's table, as hosts do with discrete models.
         half_precision: the model computes in 16 bits: wider differences.
         smoothing: of the slope of l, see ``sums.slope_of``; 5 as published.
-        check: a grid to measure the gain on, from as many starts as a batch has; None: it is not measured.
+        check: a grid to measure the gain on, from at least 16 starts in whole batches; None: it is not measured.
         draws: noise and random signs of draw i, in place of those from ``seed``.
         job: progress and resumption; its ``total`` should be ``cost(...)``.
 
@@ -139,9 +140,9 @@ def measure_statistics(
         }
         statistics = Statistics.from_sums(lam, sums, total * math.prod(like.shape) // math.prod(shape), meta)
         if check is not None:
-            gain = _gain(denoiser, check, statistics, [draw(total + i, like)[0] for i in range(batch)])
+            gain = _gain(denoiser, check, statistics, batch, lambda i: draw(total + i, like)[0])
             statistics = replace(statistics, meta={**statistics.meta, "gain": gain})
-            job.advance(held_out.cost(_compared(check, None), check, batch), _state(sums, total, 0, how), _curves(sums))
+            job.advance(_check_cost(check, batch), _state(sums, total, 0, how), _curves(sums))
     return statistics.calibration()
 
 
@@ -166,9 +167,21 @@ def _compared(grid: Grid, statistics: Statistics | None) -> dict[str, Plan]:
     return {"plain": plain, "calibrated": dpm_solver_v3(grid, statistics=statistics)}
 
 
-def _gain(denoiser: Denoiser, grid: Grid, statistics: Statistics, noise: Sequence[torch.Tensor]) -> dict[str, float]:
-    found = held_out.errors(_compared(grid, statistics), denoiser, grid, torch.stack(list(noise)) * float(grid.sigma[0]))
-    return {"steps": grid.steps, **found}
+def _starts(batch: int) -> list[range]:
+    return [range(i, i + batch) for i in range(0, CHECKED, batch)]
+
+
+def _check_cost(grid: Grid, batch: int) -> int:
+    return len(_starts(batch)) * held_out.cost(_compared(grid, None), grid, batch)
+
+
+def _gain(
+    denoiser: Denoiser, grid: Grid, statistics: Statistics, batch: int, noise: Callable[[int], torch.Tensor]
+) -> dict[str, float]:
+    plans, first = _compared(grid, statistics), float(grid.sigma[0])
+    states = (torch.stack([noise(i) for i in chosen]) * first for chosen in _starts(batch))
+    found = [held_out.errors(plans, denoiser, grid, start) for start in states]
+    return {"steps": grid.steps, **{name: sum(errors[name] for errors in found) / len(found) for name in plans}}
 
 
 def seeded_draws(seed: int, i: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

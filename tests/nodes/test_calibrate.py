@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from fewstep.host.calibrate_command import NODES, Method, calibration_workflow
 from fewstep.host.embedded import EmbeddedHost
 from fewstep.host.errors import InterruptProcessingException, NodeExecutionError, WorkflowError
 from fewstep.host.executor import Executor
+from fewstep.host.stock import EmptyLatentImage
 from fewstep.samplers import Recipe, frames, grids, run
-from fewstep.samplers.calibration import store
+from fewstep.samplers.calibration import measure_statistics, store
 from fewstep.samplers.calibration.statistics import Statistics
 from fewstep.samplers.errors import FewStepError
 
 SMALL = {
-    Method.moments: {"kind": "channel", "samples": 8, "range_samples": 1}, Method.ratios: {"samples": 2, "method": "line"},
+    Method.statistics: {}, Method.moments: {"kind": "channel", "samples": 8, "range_samples": 1}, Method.ratios: {"samples": 2, "method": "line"},
     Method.plan: {"samples": 8, "rounds": 1, "iterations": 2},
 }
 
@@ -24,6 +26,7 @@ SMALL = {
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_folders", [])
+    monkeypatch.setitem(measure_statistics.PRESETS, "draft", (4, 4))
     return tmp_path / "models"
 
 
@@ -114,24 +117,71 @@ def test_bad_settings_are_named_before_anything_runs(options, words, folder):
     assert not (folder / "fewstep").exists()
 
 
-def test_a_model_that_returns_nan_is_named(folder, monkeypatch):
+@pytest.mark.parametrize("method", SMALL)
+def test_a_model_that_returns_nan_is_named(method, folder, monkeypatch):
     from fewstep.host.model import HostModel
 
     monkeypatch.setattr(HostModel, "apply_model", lambda self, x, sigma, context: torch.full_like(x, float("nan")))
-    for method in SMALL:
-        with pytest.raises(NodeExecutionError, match="NaN"):
-            execute(workflow(method), folder)
-        assert not list((folder / "fewstep").glob("*.safetensors"))
+    with pytest.raises(NodeExecutionError, match="NaN"):
+        execute(workflow(method), folder)
+    assert not list((folder / "fewstep").glob("*.safetensors"))
 
 
-def test_a_full_disk_leaves_nothing(folder, monkeypatch):
+@pytest.mark.parametrize("method", SMALL)
+def test_a_full_disk_leaves_nothing(method, folder, monkeypatch):
     def full(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:20])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(NodeExecutionError, match="No space left"):
-        execute(workflow(Method.ratios), folder)
+        execute(workflow(method), folder)
     assert not list((folder / "fewstep").glob("*"))
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_a_latent_without_pictures_is_named(method, folder, monkeypatch):
+    monkeypatch.setattr(EmptyLatentImage, "generate", lambda *args, **more: ({"samples": torch.zeros(0, 4, 8, 8)},))
+    with pytest.raises(NodeExecutionError, match="holds no pictures"):
+        execute(workflow(method), folder)
+    assert not list((folder / "fewstep").glob("*"))
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    (Method.moments, {"samples": 0}), (Method.moments, {"range_samples": 0}), (Method.ratios, {"samples": 0}),
+    (Method.plan, {"samples": 0}),
+])
+def test_no_samples_are_refused_before_anything_runs(method, options, folder):
+    host = EmbeddedHost(folder.parent / "out", models_directory=folder)
+    with pytest.raises(WorkflowError, match=next(iter(options))):
+        Executor(host).check(workflow(method, **options))
+
+
+def test_latents_that_do_not_suffice_are_named(folder):
+    prompt = workflow(Method.moments, source="latents")
+    prompt["8"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
+    prompt["7"]["inputs"]["latents"] = ["8", 0]
+    with pytest.raises(NodeExecutionError, match="1 latents were given"):
+        execute(prompt, folder)
+    assert not list((folder / "fewstep").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (lambda whole: whole[:-7], "damaged"), (lambda whole: whole[:5], "damaged"), (lambda whole: b"", "damaged"),
+    (lambda whole: pickle.dumps({"ratios": [1.0]}), "damaged"), (lambda whole: whole.replace(b"fewstep_calibration", b"another_programme_s"), "not a FewStep"),
+])
+def test_the_loader_names_files_that_it_cannot_read(content, words, folder):
+    """Cut off, empty, a pickle under another name, another program's."""
+    store.add_folder(folder / "fewstep")
+    store.save(store.Calibration("ratios", {"ratios": torch.ones(4)}, {"steps": 4}), folder / "fewstep" / "whole.safetensors")
+    whole = (folder / "fewstep" / "whole.safetensors").read_bytes()
+    (folder / "fewstep" / "bad.safetensors").write_bytes(content(whole))
+    with pytest.raises(NodeExecutionError, match=words):
+        load("eps", "bad.safetensors", folder)
+    (folder / "fewstep" / "bad.pt").write_bytes(pickle.dumps({}))
+    with pytest.raises(WorkflowError, match=r"bad\.pt"):
+        load("eps", "bad.pt", folder)
 
 
 def test_statistics_of_another_size_are_refused():
