@@ -213,8 +213,8 @@ def against_plain(name: str, kind: str, widgets: Mapping[str, Any], digit: str, 
 
 def calibrated() -> dict[str, Prompt]:
     """A digit in 5 steps: each method against its plain solver, with the demo model's own calibrations."""
-    def loaded(method: str, cfg: float) -> dict[str, Any]:
-        return node("FewStepLoadCalibration", model=["1", 0], file=f"digits-eps-{method}-cfg{cfg:g}.safetensors")
+    def loaded(method: str, cfg: float, form: str = "eps") -> dict[str, Any]:
+        return node("FewStepLoadCalibration", model=["1", 0], file=f"digits-{form}-{method}-cfg{cfg:g}.safetensors")
 
     changes: dict[str, tuple[str, dict[str, Any], str, int, float, Prompt]] = {
         "calibrated_compensation": ("FewStepUniPC", {}, "3", 1, 4.0, {
@@ -222,8 +222,11 @@ def calibrated() -> dict[str, Prompt]:
         "calibrated_fitted_solver": ("FewStepDPMSolverMultistep", {}, "8", 2, 2.0, {
             "19": loaded("plan", 2.0), "20": node("FewStepFittedSolver", model=["1", 0], calibration=["19", 0])}),
         "calibrated_teleport": ("FewStepDPMSolverMultistep", {}, "5", 1, 2.0, {
-            "19": loaded("moments", 2.0),
+            "1": node("FewStepDemoCheckpoint", form="flow"), "19": loaded("moments", 2.0, "flow"),
             "20": node("FewStepTeleport", sampler=["5", 0], moments=["19", 0], mode="mean", rest="regrid")}),
+        "calibrated_dpm_solver_v3": ("FewStepDPMSolverMultistep", {}, "2", 1, 1.0, {
+            "6": node("FewStepSchedule", model=["1", 0], kind="uniform_lambda", steps=5), "19": loaded("statistics", 1.0),
+            "20": node("FewStepDPMSolverV3", statistics=["19", 0])}),
         "corrector_time_shift": ("FewStepDPMSolverMultistep", {}, "6", 1, 2.0, {
             "20": node("FewStepTimeShift", sampler=["5", 0])}),
         "corrector_dualfast": ("FewStepDDIM", {}, "9", 2, 2.0, {"20": node("FewStepDualFast", sampler=["5", 0])}),
