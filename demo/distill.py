@@ -6,6 +6,7 @@ Uses prompts alone, no pictures. Stops cleanly on Ctrl-C and goes on from its ch
 import argparse
 import copy
 import csv
+import functools
 import signal
 import tempfile
 import time
@@ -39,14 +40,20 @@ from ..samplers.distillation import (
 from ..samplers.distillation.lora import PREFIX
 from ..samplers.errors import Interrupted
 from . import weights
+from .distilled import load_distilled
+from .measure import features, frechet
+from .measure_distilled import MANY, base_plan
 from .model import DemoModel, load
 from .network import CLASSES, NULL_CLASS, DemoNet
+from .sampling import draw
 from .schedule import TRAIN_STEPS
 from .text import context_of
 from .vae import LATENT_CHANNELS
 
 LOG_EVERY = 100
 LOGS = Path(__file__).parent
+ALPHAS = range(3, 10)  # tried for the finished LoRA, which was trained at its rank, 8
+PER_CLASS, DRAW_SEED = 72, 1000  # samples, and their noise, by which one is chosen
 
 
 @dataclass(frozen=True)
@@ -126,16 +133,49 @@ def make(job: Job) -> tuple[Trainer, LowRank]:
     return Trainer(job.objective(), context, networks, settings), adapter
 
 
+@functools.cache
+def teacher_features(form: str, guidance: float) -> np.ndarray:
+    """Features of the teacher's own law at a guidance: samples of many steps of its SDE."""
+    model, classes = load(form), torch.arange(CLASSES).repeat(PER_CLASS)
+    plan = base_plan(model, "ddim", {"eta": 1.0}, "uniform_t", MANY)
+    return features(draw(model, plan, classes, guidance=guidance, seed=DRAW_SEED - 1))
+
+
+def distances(job: Job) -> dict[int, float]:
+    """How far the LoRA as it is written is from the teacher's law, by the alpha that would stand in its file.
+
+    Needs prompts and the teacher alone, as the training does; real pictures stay for the measurement.
+    """
+    classes, wanted = torch.arange(CLASSES).repeat(PER_CLASS), teacher_features(job.form, job.guidance)
+    found = {}
+    for alpha in ALPHAS:
+        lora = load_distilled(job.name, alpha / job.rank)
+        found[alpha] = frechet(features(draw(lora.model, lora.plan, classes, seed=DRAW_SEED)), wanted)
+    return found
+
+
 def publish(job: Job, trainer: Trainer, adapter: LowRank) -> None:
-    """Writes the averaged LoRA, with all that a loader needs in its header, and the log beside the other logs."""
+    """Writes the averaged LoRA, with all that a loader needs in its header, and the log beside the other logs.
+
+    Where guidance is folded in, with the alpha that brings it closest to the teacher: TDM goes beyond its target there.
+    """
     base = load(job.form).net.state_dict()
     facts = {
-        **trainer.objective.preset(), "rank": adapter.rank, "alpha": adapter.alpha, "base": weights.path_of(job.form).stem,
+        **trainer.objective.preset(), "rank": adapter.rank, "base": weights.path_of(job.form).stem,
         "base_fingerprint": Fingerprint.of({f"{PREFIX}{name}": value for name, value in base.items()}).to_data(),
         "training": asdict(job),
     }
     weights.LORAS.mkdir(parents=True, exist_ok=True)
-    adapter.save(weights.lora_path(job.name), facts, values=trainer.average)
+
+    def write(alpha: float, **more: object) -> None:
+        adapter.alpha = alpha
+        adapter.save(weights.lora_path(job.name), {**facts, "alpha": alpha, **more}, values=trainer.average)
+        load_distilled.cache_clear()
+
+    write(float(job.rank))
+    if job.guidance != 1:
+        tried = distances(job)
+        write(float(min(tried, key=tried.__getitem__)), distances=tried)
     names = sorted(trainer.settings.optimisers)
     with open(LOGS / f"distillation_log_{job.name}.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 
 @functools.cache
-def load_distilled(name: str) -> Distilled:
+def load_distilled(name: str, strength: float = 1.0) -> Distilled:
     """The LoRA ``name`` on its base, in float32 on the CPU, with the sampler and the noise levels that its file states."""
     if name not in names():
         raise DemoError(f"the demo has the LoRAs {', '.join(names())}; got {name!r}")
@@ -45,7 +45,7 @@ def load_distilled(name: str) -> Distilled:
     adapter = load_adapter(file, targets_of(net), {})
     for patch in adapter.patches:
         weight = net.get_parameter(patch.key.removeprefix("diffusion_model."))
-        weight.copy_(merge(weight, [(patch, 1.0)]))
+        weight.copy_(merge(weight, [(patch, strength)]))
     model = DemoModel(net, base.form, base.prediction, base.alphas_cumprod, base.metadata)
     table = None if base.alphas_cumprod is None else k_sigmas(base.alphas_cumprod).tolist()
     times = ModelTimes(table is None, None if table is None else list(range(TRAIN_STEPS)), table)

@@ -45,7 +45,9 @@ def test_files_say_what_they_are(job):
     assert facts["base"] == f"digits_{job.form}" and loaded.guidance == job.guidance == float(facts["guidance"])
     assert json.loads(facts["timesteps"]) == [999, 749, 499, 249]
     assert "confidence high" in loaded.report and "WARNING" not in loaded.report
-    assert (facts["steps"], facts["cfg"], facts["rank"], facts["alpha"]) == ("4", "1", "8", "8.0")
+    assert (facts["steps"], facts["cfg"], facts["rank"]) == ("4", "1", "8")
+    tried = json.loads(facts.get("distances", '{"8": 0}'))
+    assert float(facts["alpha"]) == float(min(tried, key=tried.get)) and ("distances" in facts) == (job.guidance != 1)
     assert facts["update"] == {"tdm": "ddim", "dmd2": "renoise"}[job.method]
     base = model.load(job.form)
     state = {f"diffusion_model.{name}": value for name, value in base.net.state_dict().items()}
@@ -70,7 +72,7 @@ def test_merged_weights_do_the_same(name):
     loaded = distilled.load_distilled(name)
     base = model.load(loaded.model.form)
     net = copy.deepcopy(base.net)
-    adapter = LowRank(net, 8)
+    adapter = LowRank(net, 8, alpha=float(loaded.facts["alpha"]))
     tensors = load_file(weights.lora_path(name))
     assert set(tensors) == set(adapter.tensors())
     for key, value in adapter.tensors().items():
@@ -98,6 +100,30 @@ def test_four_calls_stand_for_eight_steps_of_the_base(name):
     assert found["fd_whole"][0] <= wanted["fd_whole"][0] + 0.03
 
 
+def test_the_shipped_tables_are_of_the_shipped_numbers():
+    folder = distill.LOGS
+    result = json.loads((folder / "distilled.json").read_text())
+    parts = measure_distilled.table(result["rows"], result["seed"]), measure_distilled.paired_table(result["rows"])
+    assert "\n".join(parts) == (folder / "distilled.md").read_text()
+    readme, results = (folder / "README.md").read_text(), (folder.parent / "docs" / "results.md").read_text()
+    assert all(line in readme for part in parts for line in part.splitlines())
+    assert all(line in results for line in parts[1].splitlines())
+
+
+def test_differences_are_paired_by_noise(monkeypatch):
+    """Both sides follow the noise; their difference is 0.01 or 0.03 at every one. The best sampler is the best on average."""
+    monkeypatch.setattr(measure_distilled, "names", lambda: ["lora"])
+
+    def row(sampler, steps, seed, distance, accuracy):
+        return {"form": "eps", "guidance": 2.0, "sampler": sampler, "steps": steps, "seed": seed, "fd_whole": [distance, 0.0], "accuracy": accuracy}
+
+    rows = [row("lora", 4, seed, 0.2 + 0.1 * seed + extra, 0.99) for seed, extra in ((1, 0.03), (0, 0.01))]
+    rows += [row("UniPC", 8, seed, 0.2 + 0.1 * seed, 1.0) for seed in (0, 1)] + [row("DEIS", 8, seed, 0.3, 1.0) for seed in (0, 1)]
+    rows += [row(words, 8, seed, 0.9, 1.0) for words, *_ in measure_distilled.SAMPLERS[:3] for seed in (0, 1)]
+    *_, line = measure_distilled.paired_table(rows).splitlines()
+    assert line == "| lora | 0.270 | 99.00 % | UniPC | 0.250 | 100.00 % | +0.020 ± 0.010 | -1.00 ± 0.00 |"
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if "_dmd2_" in n])
 def test_renoising_draws_digits(name):
     loaded = distilled.load_distilled(name)
@@ -113,6 +139,8 @@ def test_the_script_trains_resumably(tmp_path, monkeypatch, job):
     monkeypatch.setattr(weights, "LORAS", tmp_path / "loras")
     monkeypatch.setattr(distill, "LOGS", tmp_path)
     monkeypatch.setattr(distill, "LOG_EVERY", 4)
+    monkeypatch.setattr(distill, "PER_CLASS", 2)
+    distill.teacher_features.cache_clear()
     job = replace(job, iterations=4, batch=4)
     distill.train(job, tmp_path / "a", [])
     path = weights.lora_path(job.name)
