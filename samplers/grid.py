@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -57,12 +58,13 @@ class Grid:
 
     def node(self, i: int) -> Node:
         """Node ``i`` as Python floats."""
-        return Node(float(self.t[i]), float(self.alpha[i]), float(self.sigma[i]), float(self.lambda_[i]))
+        return self.nodes[i]
 
-    @property
-    def nodes(self) -> list[Node]:
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
         """All nodes, noise first."""
-        return [self.node(i) for i in range(len(self.sigma))]
+        columns = (getattr(self, name).tolist() for name in Node._fields)
+        return tuple(map(Node, *columns))
 
 
 def _check_falling(sigma: np.ndarray, lambda_: np.ndarray) -> None:

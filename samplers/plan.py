@@ -24,6 +24,7 @@ import torch
 from .errors import PlanError
 from .predictions import coefficients
 from .rows import IDENTITY, Coefficient, Late, Memory, NoiseTerm, Row, check_coefficient, is_one, is_zero
+from .sparse import SparseStages
 
 if TYPE_CHECKING:
     from .grids import Node
@@ -130,7 +131,7 @@ class Plan:
     """Stages in order and the row that gives the result; checked when built.
 
     Attributes:
-        stages: a tuple, or ``LazyStages``.
+        stages: a tuple, ``LazyStages``, or ``SparseStages``, which are not checked.
         nodes: the grid's nodes, noise first; the result is a state at the last one.
         hooks: what the engine applies beyond linear rows (see ``hooks``).
         recipe: what the plan was resolved from, or None for a plan made by hand.
@@ -151,6 +152,8 @@ class Plan:
     unmapped: Plan | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.stages, SparseStages):
+            return
         if not self.stages:
             raise PlanError("a plan needs at least one stage")
         for k, stage in enumerate(self.outline):
@@ -274,7 +277,8 @@ class Plan:
 
     def with_stages(self, stages: Iterable[Stage], final: Row | None = None, **changes: Any) -> Plan:
         """A copy with other stages (and last row); used by plan transforms."""
-        return replace(self, stages=tuple(stages), final=self.final if final is None else final, **changes)
+        kept = stages if isinstance(stages, SparseStages) else tuple(stages)
+        return replace(self, stages=kept, final=self.final if final is None else final, **changes)
 
 
 def _check_reads(row: Row, stored: int, where: str) -> None:

@@ -99,7 +99,7 @@ class Tableau:
             row = Row(x=float(self.x[k]), m={j: float(self.m[k, j]) for j in range(k + 1)})
             predict = IDENTITY if self.scale[k] == 1.0 else Row(x=float(self.scale[k]))
             stages.append(Stage(node, row, predict, step=k))
-        return Plan(tuple(stages), tuple((nodes or self.grid).nodes))
+        return Plan(tuple(stages), (nodes or self.grid).nodes)
 
     def in_frame(self, frame: Frame) -> Tableau:
         """The same samples in a frame of another scaling.

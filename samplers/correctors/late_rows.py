@@ -1,10 +1,15 @@
-"""Rows whose coefficients are looked up by a choice that a hook makes from the data while the plan runs."""
+"""Rows whose coefficients are looked up by a choice that a hook makes from the data while the plan runs.
+
+What is looked up is computed when a run begins, not with the plan: there can be thousands of rows to make, and a plan that is
+only drawn needs none of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 
@@ -12,10 +17,34 @@ from ..grids import Node
 from ..lincomb import accumulation_dtype
 from ..plan import Late, Memory, Row
 
+T = TypeVar("T")
+
+
+class Deferred(Sequence[T], Generic[T]):
+    """A sequence that ``make`` gives when it is first looked at."""
+
+    def __init__(self, make: Callable[[], Sequence[T]]) -> None:
+        self._make = make
+
+    @cached_property
+    def made(self) -> Sequence[T]:
+        """What was made."""
+        return self._make()
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    @overload
+    def __getitem__(self, k: int) -> T: ...
+    @overload
+    def __getitem__(self, k: slice) -> Sequence[T]: ...
+    def __getitem__(self, k: int | slice) -> T | Sequence[T]:
+        return self.made[k]
+
 
 def gather(values: Sequence[float], index: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """``values[index]`` [B, 1, ...] in the precision in which rows of ``like`` are summed; no host read."""
-    table = torch.tensor(values, dtype=accumulation_dtype(like.dtype)).to(like.device, non_blocking=True)
+    table = torch.tensor(list(values), dtype=accumulation_dtype(like.dtype)).to(like.device, non_blocking=True)
     return table[index].reshape(-1, *(1,) * (like.ndim - 1))
 
 
@@ -60,7 +89,7 @@ class Lookup(Late):
     """The coefficient of the chosen candidate."""
 
     nominal: float
-    values: tuple[float, ...]
+    values: Sequence[float]
     key: Any
 
     def value(self, memory: Memory, like: torch.Tensor) -> torch.Tensor:
@@ -68,13 +97,19 @@ class Lookup(Late):
         return gather(self.values, memory[self.key], like)
 
 
-def looked_up(base: Row, rows: Sequence[Row], key: Any) -> Row:
-    """One row from those of the candidates; ``base`` gives the nominal coefficients. Tensor coefficients are not for this."""
-    def late(pick: Any) -> Any:
-        values = tuple(float(pick(row)) for row in rows)
-        return Lookup(float(pick(base)), values, key) if any(values) else 0.0
+def looked_up(base: Row, example: Row, rows: Sequence[Row], key: Any) -> Row:
+    """One row from those of the candidates. Tensor coefficients are not for this.
 
-    outputs = sorted({j for row in rows for j in row.m})
+    Args:
+        base: gives the nominal coefficients.
+        example: one candidate's row: it and ``base`` tell which terms there are.
+        rows: of all candidates; not looked at before the run.
+    """
+    def late(pick: Any) -> Any:
+        present = any(float(pick(row)) for row in (base, example))
+        return Lookup(float(pick(base)), Deferred(lambda: [float(pick(row)) for row in rows]), key) if present else 0.0
+
+    outputs = sorted({j for row in (base, example) for j in row.m})
     noise = base.noise and replace(
         base.noise, coefficient=late(lambda row: row.noise.coefficient if row.noise else 0.0)
     )

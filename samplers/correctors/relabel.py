@@ -11,9 +11,9 @@ import torch
 from ..engine import Denoiser
 from ..grids import Node
 from ..hooks import Hook
-from ..plan import Memory, Stage
+from ..plan import IDENTITY, Memory, Row, Stage
 from ..predictions import coefficients
-from .late_rows import Choice, gather
+from .late_rows import Choice, Lookup, gather
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +64,25 @@ class TimeShiftHook(Hook):
         before: choices made from the state that a stage is to evaluate, before it does.
         after: choices made from the carried state after a stage's last row.
         moves: stages that are evaluated elsewhere.
+        final: the plan's last row.
     """
 
     stages: tuple[Stage, ...]
     before: Mapping[int, Choice]
     after: Mapping[int, Choice]
     moves: Mapping[int, Move]
+    final: Row = IDENTITY
     memory: Memory = field(default_factory=dict)
 
     latents = 2  # the state at the chosen time, and the prediction before it is brought back
 
     def begin(self, memory: Memory) -> Hook:
-        """See ``Hook``."""
+        """See ``Hook``; makes what has been deferred."""
+        rows = [self.final, *(row for stage in self.stages for row in (stage.predict, stage.carry))]
+        lookups = [c for row in rows for c in row.coefficients() if isinstance(c, Lookup)]
+        moved = [part for move in self.moves.values() for part in (move.nodes, move.stores)]
+        for part in (*moved, *(lookup.values for lookup in lookups)):
+            len(part)
         return replace(self, memory=memory)
 
     def evaluate(self, stage: Stage, y: torch.Tensor, sigma: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:

@@ -3,7 +3,7 @@
 A sampled state is a little off the noise level that its time claims. Per sample, the variance of the state chooses among
 the training times in a window around the nominal one; the choice is made on the state's device and no evaluation is added.
 The published code does this in four different ways (``wiring``). Each is the base plan with coefficients looked up by the
-choice; they are computed ahead, by planning again on grids with one node moved to each candidate.
+choice; they are computed before the run, by planning again on grids with one node moved to each candidate.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import OptionError, PlanError, check_choice, check_integer
 from ..frames import Frame
-from ..grids import Grid, Node, node_at_lambda
+from ..grids import Grid, Node
 from ..plan import Plan, Row
+from ..sparse import sparse
 from ..times import DiscreteTime
-from .late_rows import Choice, looked_up, same, scaled
+from .late_rows import Choice, Deferred, looked_up, same, scaled
 from .output_maps import predicts_ahead
 from .relabel import Move, TimeShiftHook
 
@@ -101,8 +103,14 @@ class Levels:
 
     def candidates(self, centre: int, half: int, low: float = -math.inf, high: float = math.inf) -> list[Node]:
         """Training times within ``half`` of ``centre`` with lambda strictly between ``low`` and ``high``; least noise first."""
-        around = self.lambdas[max(0, centre - half) : centre + half + 1]
-        return [node_at_lambda(self.frame, float(v)) for v in around if low < v < high]
+        around = self._nodes[max(0, centre - half) : centre + half + 1]
+        return [node for node in around if low < node.lambda_ < high]
+
+    @cached_property
+    def _nodes(self) -> list[Node]:
+        frame, lambdas = self.frame, self.lambdas
+        columns = (frame.t_of_lambda(lambdas), frame.alpha_of_lambda(lambdas), frame.sigma_of_lambda(lambdas), lambdas)
+        return list(map(Node, *(column.tolist() for column in columns)))
 
 
 def _label(plan: Plan, levels: Levels, half: int, cutoff: float) -> Plan:
@@ -137,7 +145,14 @@ def _rewired(
         found = levels.candidates(centre, half, low, high) if clamp else levels.candidates(centre, half)
         if not found:
             continue
-        plans = [build(moved(grid, _place(grid, node), candidate)) for candidate in found]
+        place = _place(grid, node)
+
+        def planned(candidate: Node, place: int = place) -> Plan:
+            with sparse():
+                return build(moved(grid, place, candidate))
+
+        plans: Sequence[Plan] = Deferred(lambda planned=planned, found=found: [planned(c) for c in found])  # type: ignore[misc]
+        example = planned(max(found, key=lambda c: abs(c.lambda_ - node.lambda_)))
         choice = Choice(("time shift", step), node, found, nodes[step])
         first = next(k for k, stage in enumerate(base.stages) if stage.step == step)
         if paper:
@@ -146,23 +161,32 @@ def _rewired(
         else:  # chosen from the state at the step's source, as soon as it is there
             after[first if late_carry else first - 1] = choice
         for k, where in _rows_of(base, step, late_carry):
-            stage_nodes = [plan.stages[k].node for plan in plans]
-            if where == "predict" and not late_carry and len({n.sigma for n in stage_nodes}) > 1 and k != first:
+            if where == "predict" and not late_carry and example.stages[k].node != base.stages[k].node and k != first:
+                stage_nodes = Deferred(lambda plans=plans, k=k: [plan.stages[k].node for plan in plans])  # type: ignore[misc]
                 moves[k] = Move(choice.key, stage_nodes, None, keep_eps=False, stores=_stores(plans, k))
-            own, others = _row(base, k, where), [_row(plan, k, where) for plan in plans]
-            if own.is_identity or id(own) in rows or all(same(own, other) for other in others):
+            own, other = _row(base, k, where), _row(example, k, where)
+            if own.is_identity or id(own) in rows or same(own, other):
                 continue
             inner = where == "predict" and not late_carry
-            changed = [
-                scaled(row, state=scale) if paper else scaled(row, whole=1.0 if inner else 1.0 / scale)
-                for row, scale in zip(others, choice.scales, strict=True)
-            ]
-            rows[id(own)] = looked_up(own, changed, choice.key)
+            rows[id(own)] = looked_up(own, other, _rescaled(plans, choice, k, where, paper, inner), choice.key)
     stages = tuple(
         replace(s, predict=rows.get(id(s.predict), s.predict), carry=rows.get(id(s.carry), s.carry)) for s in base.stages
     )
-    hook = TimeShiftHook(stages, before, after, moves)
-    return base.with_stages(stages, rows.get(id(base.final), base.final), hooks=(*base.hooks, hook))
+    final = rows.get(id(base.final), base.final)
+    hook = TimeShiftHook(stages, before, after, moves, final)
+    return base.with_stages(stages, final, hooks=(*base.hooks, hook))
+
+
+def _rescaled(plans: Sequence[Plan], choice: Choice, k: int, where: str, paper: bool, inner: bool) -> Sequence[Row]:
+    """The candidates' rows, with the states between steps kept at the nominal nodes' scale."""
+    def make() -> list[Row]:
+        return [
+            scaled(_row(plan, k, where), state=scale) if paper else
+            scaled(_row(plan, k, where), whole=1.0 if inner else 1.0 / scale)
+            for plan, scale in zip(plans, choice.scales, strict=True)
+        ]
+
+    return Deferred(make)
 
 
 def moved(grid: Grid, i: int, node: Node) -> Grid:
@@ -171,12 +195,13 @@ def moved(grid: Grid, i: int, node: Node) -> Grid:
     arrays: dict[str, Any] = {name: getattr(grid, name).copy() for name in ("sigma", "alpha", "lambda_", "t")}
     for name, array in arrays.items():
         array[i] = getattr(node, name)
-    copy.__dict__.update(frame=grid.frame, end=grid.end, **arrays)
+    nodes = (*grid.nodes[:i], node, *grid.nodes[i + 1 :])
+    copy.__dict__.update(frame=grid.frame, end=grid.end, nodes=nodes, **arrays)
     return copy
 
 
-def _stores(plans: Sequence[Plan], k: int) -> list[tuple[Any, Any]]:
-    return [plan.stages[k].store for plan in plans]
+def _stores(plans: Sequence[Plan], k: int) -> Sequence[tuple[Any, Any]]:
+    return Deferred(lambda: [plan.stages[k].store for plan in plans])
 
 
 def _rows_of(plan: Plan, step: int, late_carry: bool) -> list[tuple[int, str]]:

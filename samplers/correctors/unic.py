@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import OptionError, PlanError, check_choice, check_integer
 from ..plan import IDENTITY, Plan, Row, Stage
 from ..solvers.exponential import KIND, Prediction, Step, lagrange_weights, psi
+from ..sparse import SparseStages, stages_of
 from .output_maps import under_maps
 
 Variant = Literal["bh1", "bh2", "vary_coeff", "vary_coeff_official"]
@@ -95,18 +96,19 @@ def unic(
 def _corrected(plan: Plan, order: int, variant: str, disable: Sequence[int], lower_order_final: bool) -> Plan:
     _check_plan(plan)
     steps = len(plan.nodes) - 1
-    stages: list[Stage] = []
-    for i, stage in enumerate(plan.stages):
+
+    def corrected(i: int, first: int) -> tuple[Stage]:
+        stage = plan.stages[i]
         if i == 0:
-            stages.append(Stage(stage.node, carry=IDENTITY, kind=stage.kind, step=0))
-            continue
+            return (Stage(stage.node, carry=IDENTITY, kind=stage.kind, step=0),)
         predict = plan.stages[i - 1].carry
         # corrector of step i (1-based): it needs a finite step, so none right after pure noise
         p = min(order, i, steps + 1 - i if lower_order_final and i >= order else order)
         correct = (i - 1) not in disable and plan.nodes[i - 1].alpha > 0
         carry = unic_row(plan, i, p, variant) if correct else predict
-        stages.append(Stage(stage.node, predict=predict, carry=carry, kind=stage.kind, step=i))
-    return plan.with_stages(stages, plan.stages[-1].carry)
+        return (Stage(stage.node, predict=predict, carry=carry, kind=stage.kind, step=i),)
+
+    return plan.with_stages(stages_of([1] * len(plan.stages), corrected), plan.stages[-1].carry)
 
 
 def _check_plan(plan: Plan) -> None:
@@ -115,6 +117,8 @@ def _check_plan(plan: Plan) -> None:
             f"UniC needs one evaluation per step, but this plan has {len(plan.stages)} for {len(plan.nodes) - 1} steps: "
             "use a multistep solver before it"
         )
+    if isinstance(plan.stages, SparseStages):
+        return  # the plan that it stands for has been checked
     if not plan.final.is_identity or not all(s.predict.is_identity for s in plan.stages):
         raise PlanError("UniC needs a plan without inner stages; this one predicts its own states or is corrected already")
     kinds = {s.kind for s in plan.stages if s.node.alpha > 0}

@@ -36,7 +36,7 @@ def consistency(grid: Grid, *, start: Start = "state", s_noise: float = 1.0) -> 
         s, t = grid.node(i), grid.node(i + 1)
         predict = _unit_noise(grid.frame, s) if i == 0 and start == "noise" else IDENTITY
         stages.append(Stage(s, renewed_row(s, t, {i: 1.0}, 0.0, s_noise * t.rho), predict, step=i))
-    return Plan(tuple(stages), tuple(grid.nodes))
+    return Plan(tuple(stages), grid.nodes)
 
 
 def _unit_noise(frame: Frame, node: Node) -> Row:
@@ -62,7 +62,7 @@ def tcd(grid: Grid, *, gamma: float = 0.3, s_noise: float = 1.0) -> Plan:
         kept = min(_level_below(grid.frame, t, gamma), t.rho) if gamma else t.rho
         added = math.sqrt((t.rho - kept) * (t.rho + kept))
         stages.append(Stage(s, renewed_row(s, t, {i: 1.0}, kept, s_noise * added), step=i))
-    return Plan(tuple(stages), tuple(grid.nodes))
+    return Plan(tuple(stages), grid.nodes)
 
 
 def _level_below(frame: Frame, node: Node, gamma: float) -> float:

@@ -6,6 +6,7 @@ from ..errors import check_choice, check_range
 from ..grids import Grid
 from ..plan import Plan, Row, Stage
 from ..predictions import KINDS, Kind, coefficients
+from ..sparse import stages_of
 from .dpm_sde import ancestral_row, check_eta
 
 
@@ -21,8 +22,8 @@ def ddim(grid: Grid, *, prediction: Kind = "x_0", eta: float = 0.0, s_noise: flo
     check_choice("prediction", prediction, KINDS)
     check_range("eta", eta, 0.0, 1.0)
     check_eta(eta, s_noise)
-    stages = []
-    for i in range(grid.steps):
+
+    def step(i: int, first: int) -> tuple[Stage]:
         node = grid.node(i)
         # at pure noise (alpha 0) the noise prediction does not determine x_0
         kind = "x_0" if node.alpha == 0 and prediction == "eps" else prediction
@@ -31,5 +32,6 @@ def ddim(grid: Grid, *, prediction: Kind = "x_0", eta: float = 0.0, s_noise: flo
         b = float(row.m.get(i, 0.0))  # type: ignore[arg-type]
         # x' = a x + b D with D = (M - p x)/q
         changed = Row(x=row.x - b * p / q, m={i: b / q}, noise=row.noise)
-        stages.append(Stage(node, changed, kind=kind, step=i))
-    return Plan(tuple(stages), tuple(grid.nodes))
+        return (Stage(node, changed, kind=kind, step=i),)
+
+    return Plan(stages_of([1] * grid.steps, step), grid.nodes)

@@ -15,6 +15,7 @@ from ..errors import OptionError, ScheduleError, check_choice, check_integer
 from ..frames import Frame
 from ..grids import Grid
 from ..plan import Plan, Row, Stage
+from ..sparse import stages_of
 from .dpm_multistep import require_steps
 from .exponential import stage_kind, step_from, usable_history
 
@@ -104,8 +105,8 @@ def deis_ab(
             "basis 't' needs the model's time of each sigma, which this frame has not: use basis 'log_rho' or 'rho', "
             "or a frame with a schedule such as discrete_vp(...).unit_alpha()"
         )
-    stages = []
-    for i in range(grid.steps):
+
+    def step(i: int, first: int) -> tuple[Stage]:
         node, target = grid.node(i), grid.node(i + 1)
         if target.sigma == 0 or node.alpha == 0:
             row = step_from(node, target, "noise").row({}, newest=i)
@@ -113,21 +114,23 @@ def deis_ab(
             order = usable_history(grid, i, min(i, ab_order) + 1) - 1
             weights = ab_weights(grid, i, order, basis, quadrature)
             row = Row(x=target.alpha / node.alpha, m={i - j: target.alpha * c for j, c in enumerate(weights)})
-        stages.append(Stage(node, row, kind=stage_kind(node, "noise"), step=i))
-    return Plan(tuple(stages), tuple(grid.nodes))
+        return (Stage(node, row, kind=stage_kind(node, "noise"), step=i),)
+
+    return Plan(stages_of([1] * grid.steps, step), grid.nodes)
 
 
 def ipndm(grid: Grid, *, order: int = 4) -> Plan:
     """iPNDM: DDIM with eps replaced by a fixed Adams-Bashforth combination of order 1 to 4; meant for uniform grids."""
     check_integer("order", order, 1, 4)
     require_steps(grid, order)
-    stages = []
-    for i in range(grid.steps):
+
+    def step(i: int, first: int) -> tuple[Stage]:
         node = grid.node(i)
-        step = step_from(node, grid.node(i + 1), "noise")
-        used = 1 if step.first_order_only else usable_history(grid, i, min(order, i + 1))
+        linear = step_from(node, grid.node(i + 1), "noise")
+        used = 1 if linear.first_order_only else usable_history(grid, i, min(order, i + 1))
         weights = IPNDM_WEIGHTS[used - 1]
-        gain = float(step.row({}, newest=0).m.get(0, 0.0))
-        row = Row(x=step.A, m={i - j: gain * w for j, w in enumerate(weights)})
-        stages.append(Stage(node, row, kind=stage_kind(node, "noise"), step=i))
-    return Plan(tuple(stages), tuple(grid.nodes))
+        gain = float(linear.row({}, newest=0).m.get(0, 0.0))
+        row = Row(x=linear.A, m={i - j: gain * w for j, w in enumerate(weights)})
+        return (Stage(node, row, kind=stage_kind(node, "noise"), step=i),)
+
+    return Plan(stages_of([1] * grid.steps, step), grid.nodes)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from ..errors import check_choice
 from ..grids import Grid, node_at_lambda
 from ..plan import IDENTITY, Plan, Row, Stage
+from ..sparse import stages_of
 from .exponential import stage_kind, step_from
 
 
@@ -48,14 +50,13 @@ def deis_rk(grid: Grid, *, tableau: str = "3kutta") -> Plan:
     """
     check_choice("tableau", tableau, TABLEAUS)
     method = TABLEAUS[tableau]
-    stages: list[Stage] = []
-    for i in range(grid.steps):
+    euler = [s.alpha == 0 or t.sigma == 0 for s, t in pairwise(grid.nodes)]
+
+    def step(i: int, first: int) -> list[Stage]:
         s, t = grid.node(i), grid.node(i + 1)
-        first = len(stages)
-        if s.alpha == 0 or t.sigma == 0:
-            row = step_from(s, t, "noise").row({}, newest=first)
-            stages.append(Stage(s, row, kind=stage_kind(s, "noise"), step=i))
-            continue
+        if euler[i]:
+            return [Stage(s, step_from(s, t, "noise").row({}, newest=first), kind=stage_kind(s, "noise"), step=i)]
+        stages: list[Stage] = []
         d = t.rho - s.rho
         for k, c in enumerate(method.c):
             node, predict = s, IDENTITY
@@ -67,4 +68,6 @@ def deis_rk(grid: Grid, *, tableau: str = "3kutta") -> Plan:
             if k == len(method.c) - 1:
                 carry = Row(x=t.alpha / s.alpha, m={first + j: t.alpha * d * float(b) for j, b in enumerate(method.b)})
             stages.append(Stage(node, carry, predict, "eps", i))
-    return Plan(tuple(stages), tuple(grid.nodes))
+        return stages
+
+    return Plan(stages_of([1 if single else len(method.c) for single in euler], step), grid.nodes)

@@ -54,7 +54,7 @@ class AdaptivePlan:
     @property
     def nodes(self) -> tuple[Node, ...]:
         """The ends between which steps are chosen (with the exact first and last steps' nodes)."""
-        return tuple(self.grid.nodes)
+        return self.grid.nodes
 
     def describe(self) -> str:
         """Says what is known before the run."""

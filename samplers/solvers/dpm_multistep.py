@@ -8,6 +8,7 @@ from typing import Literal
 from ..errors import OptionError, check_choice, check_integer
 from ..grids import Grid
 from ..plan import Plan, Row, Stage
+from ..sparse import stages_of
 from .exponential import (
     Prediction,
     check_prediction,
@@ -95,12 +96,12 @@ def dpm_solver_multistep(
     require_steps(grid, order)
     check_choice("lower_order_final", lower_order_final, (True, False, "always"))
     orders = step_orders(grid.steps, order, lower_order_final == "always" or (lower_order_final and grid.steps < 10))
-    stages = [
-        Stage(grid.node(i), multistep_row(grid, i, p, prediction, solver_type),
-              kind=stage_kind(grid.node(i), prediction), step=i)
-        for i, p in enumerate(orders)
-    ]
-    plan = Plan(tuple(stages), tuple(grid.nodes), hooks=check_thresholding(thresholding, prediction))
+
+    def step(i: int, first: int) -> tuple[Stage]:
+        node, row = grid.node(i), multistep_row(grid, i, orders[i], prediction, solver_type)
+        return (Stage(node, row, kind=stage_kind(node, prediction), step=i),)
+
+    plan = Plan(stages_of([1] * grid.steps, step), grid.nodes, hooks=check_thresholding(thresholding, prediction))
     return add_denoise_to_zero(plan, denoise_to_zero)
 
 

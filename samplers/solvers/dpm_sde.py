@@ -7,11 +7,13 @@ frame, flow included.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 from ..errors import OptionError, check_choice, check_integer
 from ..grids import Grid, Node, node_at_lambda
 from ..plan import IDENTITY, NoiseTerm, Plan, Row, Stage
+from ..sparse import stages_of
 from .dpm_multistep import difference_weights, require_steps
 from .exponential import usable_history
 
@@ -63,10 +65,11 @@ def dpm_solver_sde_multistep(
     check_eta(eta, s_noise)
     require_steps(grid, order)
     kind = "heun" if order == 3 else solver_type
-    stages = [
-        Stage(grid.node(i), sde_row(grid, i, min(order, i + 1), eta, s_noise, kind), step=i) for i in range(grid.steps)
-    ]
-    return Plan(tuple(stages), tuple(grid.nodes))
+
+    def step(i: int, first: int) -> tuple[Stage]:
+        return (Stage(grid.node(i), sde_row(grid, i, min(order, i + 1), eta, s_noise, kind), step=i),)
+
+    return Plan(stages_of([1] * grid.steps, step), grid.nodes)
 
 
 def ancestral(source: Node, target: Node, eta: float) -> tuple[float, float]:
@@ -111,18 +114,17 @@ def dpm_solver_sde_singlestep(grid: Grid, *, eta: float = 1.0, s_noise: float = 
     check_eta(eta, s_noise)
     if not 0 < r <= 1:
         raise OptionError(f"r is {r!r}, expected a number above 0 and up to 1")
-    stages: list[Stage] = []
-    for i in range(grid.steps):
+    one = [t.sigma == 0 or s.alpha == 0 for s, t in pairwise(grid.nodes)]
+
+    def step(i: int, first: int) -> tuple[Stage, ...]:
         s, t = grid.node(i), grid.node(i + 1)
-        first = len(stages)
-        if t.sigma == 0 or s.alpha == 0:
-            stages.append(Stage(s, ancestral_row(s, t, {first: 1.0}, eta, s_noise), step=i))
-            continue
+        if one[i]:
+            return (Stage(s, ancestral_row(s, t, {first: 1.0}, eta, s_noise), step=i),)
         middle = node_at_lambda(grid.frame, s.lambda_ + r * (t.lambda_ - s.lambda_))
         share = 1 / (2 * r)
-        stages.append(Stage(s, IDENTITY, step=i))
-        stages.append(Stage(
+        return Stage(s, IDENTITY, step=i), Stage(
             middle, ancestral_row(s, t, {first: 1 - share, first + 1: share}, eta, s_noise),
             ancestral_row(s, middle, {first: 1.0}, eta, s_noise), step=i,
-        ))
-    return Plan(tuple(stages), tuple(grid.nodes))
+        )
+
+    return Plan(stages_of([1 if single else 2 for single in one], step), grid.nodes)

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import OptionError, check_choice, check_integer
 from ..grids import Grid, Node, node_at_lambda
 from ..plan import IDENTITY, Plan, Row, Stage
+from ..sparse import stages_of
 from .exponential import Prediction, Step, check_prediction, check_thresholding, psi, stage_kind, step_from
 from .exponential import denoise_to_zero as add_denoise_to_zero
 
@@ -100,16 +101,16 @@ def dpm_solver_singlestep(
     check_choice("inner", inner, ("grid", "lambda"))
     check_integer("order", order, 1, 3)
     outer, orders, between = _nodes(grid, order, allocation, inner)
-    stages: list[Stage] = []
-    for i, p in enumerate(orders):
-        stages += step_stages(
-            outer[i], outer[i + 1], between(i)[: p - 1], len(stages), prediction, solver_type, i
-        )
-    plan = Plan(tuple(stages), tuple(outer), hooks=check_thresholding(thresholding, prediction))
+
+    def step(i: int, first: int) -> list[Stage]:
+        inner_nodes = between(i)[: orders[i] - 1]
+        return step_stages(outer[i], outer[i + 1], inner_nodes, first, prediction, solver_type, i)
+
+    plan = Plan(stages_of(orders, step), tuple(outer), hooks=check_thresholding(thresholding, prediction))
     return add_denoise_to_zero(plan, denoise_to_zero)
 
 
-def _nodes(grid: Grid, order: int, allocation: str, inner: str) -> tuple[list[Node], list[int], Callable[[int], list[Node]]]:
+def _nodes(grid: Grid, order: int, allocation: str, inner: str) -> tuple[list[Node], list[int], Callable[[int], Sequence[Node]]]:
     """Outer nodes, their steps' orders, and the inner nodes of a step.
 
     A step that touches pure noise or sigma = 0 has no finite lambda to divide and is of order 1; a grid that ends at
@@ -134,7 +135,7 @@ def _nodes(grid: Grid, order: int, allocation: str, inner: str) -> tuple[list[No
     outer = [*nodes[:head], *middle, *([nodes[-1]] if tail else [])]
     all_orders = [1] * head + orders + [1] * tail
 
-    def between(i: int) -> list[Node]:
+    def between(i: int) -> Sequence[Node]:
         p = all_orders[i]
         if p == 1:
             return []

@@ -26,6 +26,7 @@ from ..calibration.store import Calibration
 from ..errors import CalibrationWarning, OptionError, ScheduleError, check_choice, check_integer, check_range
 from ..grids import Grid
 from ..plan import IDENTITY, Coefficient, LazyStages, Plan, Row, Stage
+from ..sparse import stages_of
 from .dpm_multistep import require_steps
 from .exponential import step_from
 from .v3_integrals import Integrals, Quadrature, integrals, interpolated
@@ -90,11 +91,14 @@ def dpm_solver_v3(
     _warn(grid, known, corrector != "none")
     steps = _Steps(grid, known, order, p_pseudo, c_pseudo, lower_order_final, quadrature)
     corrected = [i > 0 and (corrector == "full" or (corrector == "half" and grid.t[i] > 0.5)) for i in range(grid.steps)]
-    stages: Sequence[Stage] = LazyStages(grid.steps, lambda i: steps.stage(i, corrector != "none", corrected[i]))
+    def stage(i: int) -> Stage:
+        return steps.stage(i, corrector != "none", corrected[i])
+
+    stages: Sequence[Stage] = LazyStages(grid.steps, stage)
     if known.l[0].numel() <= SMALL:
-        stages = tuple(stages)
+        stages = stages_of([1] * grid.steps, lambda i, first: (stage(i),))
     final = IDENTITY if corrector == "none" or grid.end == "zero" else steps.predictor(grid.steps - 1)
-    return Plan(stages, tuple(grid.nodes), final)
+    return Plan(stages, grid.nodes, final)
 
 
 class _Steps:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 from ..errors import OptionError, check_integer
 from ..grids import Grid, Node
 from ..plan import IDENTITY, Plan, Row, Stage
+from ..sparse import stages_of
 from ..times import DiscreteTime
 from .deis import IPNDM_WEIGHTS
 from .exponential import Step
@@ -27,23 +30,24 @@ def pndm(grid: Grid, *, order: int = 4) -> Plan:
     check_integer("order", order, 2, 4)
     if order == 3:
         raise OptionError("PNDM is published with order 2 (S-PNDM) and 4 (F-PNDM), not 3")
-    start = RUNGE_KUTTA_STEPS[order]
-    stages: list[Stage] = []
-    history: list[int] = []  # the first output of every step
-    for i in range(grid.steps):
-        source, target, first = grid.node(i), grid.node(i + 1), len(stages)
-        if source.alpha == 0:
-            stages.append(Stage(source, Step.between(source, target, "data").row({}, newest=first), step=i))
-            continue
-        history.append(first)
-        if target.sigma == 0:
-            stages.append(_stage(source, _ddim(source, target, {first: 1.0}), i))
-        elif len(history) > start:
-            weights = zip(reversed(history), IPNDM_WEIGHTS[order - 1], strict=False)
-            stages.append(_stage(source, _ddim(source, target, dict(weights)), i))
-        else:
-            stages += _runge_kutta(grid, source, target, first, order, i)
-    return Plan(tuple(stages), tuple(grid.nodes))
+    begin = int(grid.node(0).alpha == 0)  # the first step with a noise prediction
+    start = begin + RUNGE_KUTTA_STEPS[order]
+    to_zero = grid.steps - 1 if grid.end == "zero" else grid.steps
+    counts = [order if begin <= i < min(start, to_zero) else 1 for i in range(grid.steps)]
+    firsts = [0, *accumulate(counts)]  # the first output of every step
+
+    def step(i: int, first: int) -> Sequence[Stage]:
+        source, target = grid.node(i), grid.node(i + 1)
+        if i < begin:
+            return (Stage(source, Step.between(source, target, "data").row({}, newest=first), step=i),)
+        if i >= to_zero:
+            return (_stage(source, _ddim(source, target, {first: 1.0}), i),)
+        if i >= start:
+            weights = zip(reversed(firsts[begin : i + 1]), IPNDM_WEIGHTS[order - 1], strict=False)
+            return (_stage(source, _ddim(source, target, dict(weights)), i),)
+        return _runge_kutta(grid, source, target, first, order, i)
+
+    return Plan(stages_of(counts, step), grid.nodes)
 
 
 def _stage(node: Node, carry: Row, step: int, predict: Row = IDENTITY) -> Stage:

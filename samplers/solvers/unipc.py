@@ -8,6 +8,7 @@ from ..correctors.unic import Variant, check_variant, unic, unified_weights
 from ..errors import check_integer
 from ..grids import Grid
 from ..plan import Plan, Row, Stage
+from ..sparse import stages_of
 from .dpm_multistep import require_steps, step_orders
 from .exponential import (
     Prediction,
@@ -52,11 +53,12 @@ def unipc(
     check_integer("order", order, 1, 6)
     require_steps(grid, order)
     orders = step_orders(grid.steps, order, lower_order_final)
-    stages = tuple(
-        Stage(grid.node(i), unip_row(grid, i, p, prediction, variant), kind=stage_kind(grid.node(i), prediction), step=i)
-        for i, p in enumerate(orders)
-    )
-    plan = Plan(stages, tuple(grid.nodes), hooks=check_thresholding(thresholding, prediction))
+
+    def step(i: int, first: int) -> tuple[Stage]:
+        node, row = grid.node(i), unip_row(grid, i, orders[i], prediction, variant)
+        return (Stage(node, row, kind=stage_kind(node, prediction), step=i),)
+
+    plan = Plan(stages_of([1] * grid.steps, step), grid.nodes, hooks=check_thresholding(thresholding, prediction))
     if corrector:
         plan = unic(plan, order=order, variant=variant, disable=disable_corrector, lower_order_final=lower_order_final)
     return add_denoise_to_zero(plan, denoise_to_zero)

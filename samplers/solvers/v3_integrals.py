@@ -102,10 +102,12 @@ def exponential_moments(d: torch.Tensor, count: int) -> list[torch.Tensor]:
     top, values = torch.exp(far), [torch.expm1(far) / far]
     for j in range(1, count):
         values.append((top - j * values[-1]) / far)
-    for j in range(count):
-        term, series = torch.ones_like(near), torch.full_like(near, 1.0 / (j + 1))
-        for i in range(1, 20):
-            term = term * near / i
-            series = series + term / (i + j + 1)
-        values[j] = torch.where(small, series, values[j])
-    return values
+    # numpy, since there are many short operations: near^i / i!, divided by i + j + 1 for every j at once
+    x, j_1 = near.numpy(), np.arange(1, count + 1, dtype=np.float64).reshape(-1, *(1,) * near.ndim)
+    term, part, series = np.ones_like(x), np.empty((count, *x.shape)), np.empty((count, *x.shape))
+    series[:] = 1.0 / j_1
+    for i in range(1, 20):
+        term *= x
+        term /= i
+        series += np.divide(term, j_1 + i, out=part)
+    return [torch.where(small, near_0, value) for near_0, value in zip(torch.from_numpy(series), values, strict=True)]
