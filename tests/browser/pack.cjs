@@ -25,13 +25,17 @@ async function helpOf(page, id) {
 
 async function addFromSearch(page, name) {
   const before = await page.evaluate(() => window.app.graph._nodes.length);
-  await page.mouse.dblclick(700, 760);
+  await page.evaluate(() => window.app.extensionManager.command.execute("Workspace.SearchBox.Toggle"));
   const box = page.locator(".comfy-vue-node-search-container input, [role=dialog] input").first();
   await box.waitFor({ state: "visible" });
   await box.fill(name);
-  await page.waitForTimeout(800);
+  await page.getByText(name, { exact: true }).first().waitFor();
+  await page.waitForTimeout(1500);
   await box.press("Enter");
-  await page.waitForFunction((count) => window.app.graph._nodes.length > count, before);
+  await page.waitForTimeout(500);
+  await page.mouse.move(600, 300);
+  await page.mouse.click(600, 320);  // newer frontends put the node down where the user clicks
+  await page.waitForFunction((count) => window.app.graph._nodes.length > count, before, { timeout: 20000 });
   return page.evaluate(() => window.app.graph._nodes.at(-1).id);
 }
 
@@ -49,7 +53,7 @@ async function main() {
     await page.keyboard.press("Escape");
     for (const id of job.help) seen.help[id] = await helpOf(page, id);
     for (const [index, name] of job.blueprints.entries()) {
-      await page.evaluate(() => window.app.graph.clear());
+      await page.evaluate(() => { window.app.graph.clear(); window.app.canvas.draw(true, true); });
       const id = await addFromSearch(page, name);
       seen.blueprints[name] = await page.evaluate(({ id, index, DEMO }) => {
         const node = window.app.graph.getNodeById(id);
