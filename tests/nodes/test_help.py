@@ -9,31 +9,50 @@ from PIL import Image
 PAGES = help.pages()
 
 
-def test_every_node_has_a_section_and_a_page_and_nothing_else_has():
-    assert set(help.prose()) == set(NODE_CLASS_MAPPINGS) == {path.stem for path in help.PAGES.glob("*.md")}
+LANGUAGES = list(help.WORDS)
+USE, NOT = {"en": "**Use it**", "zh": "**适用**", "ja": "**使うとき**"}, {"en": "**Not**", "zh": "**不适用**", "ja": "**使わないとき**"}
+
+
+def test_every_node_has_a_section_and_pages_and_nothing_else_has():
+    assert {path.stem for path in help.PAGES.glob("*.md")} == {path.name for path in help.PAGES.glob("*/")} == set(NODE_CLASS_MAPPINGS)
     assert {path.stem for path in help.PAGES.glob("*.*g")} == set(NODE_CLASS_MAPPINGS)
+    for language in LANGUAGES:
+        assert set(help.prose(language)) == set(NODE_CLASS_MAPPINGS)
+        assert {path.parent.name for path in help.PAGES.glob(f"*/{language}.md")} == set(NODE_CLASS_MAPPINGS)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("node_id", list(NODE_CLASS_MAPPINGS))
-def test_a_page_is_whole(node_id):
-    text, node = (help.PAGES / f"{node_id}.md").read_text("utf-8"), NODE_CLASS_MAPPINGS[node_id]
-    assert text == PAGES[node_id], "run python -m fewstep.nodes.help"
-    assert text.startswith(f"# {node.DISPLAY_NAME}\n") and node.DESCRIPTION in text
-    assert "**Use it**" in text and "**Not**" in text
+def test_a_page_is_whole(node_id, language):
+    text, node = (help.PAGES / node_id / f"{language}.md").read_text("utf-8"), NODE_CLASS_MAPPINGS[node_id]
+    assert text == PAGES[f"{node_id}/{language}.md"], "run python -m fewstep.nodes.help"
+    if language == "en":
+        assert text == (help.PAGES / f"{node_id}.md").read_text("utf-8"), "for all other languages"
+        assert text.startswith(f"# {node.DISPLAY_NAME}\n") and node.DESCRIPTION in text
+    assert USE[language] in text and NOT[language] in text
     (name,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     with Image.open(help.PAGES / name) as picture:
         assert min(picture.size) >= 150
     for group, entries in node.INPUT_TYPES().items():
         for entry in entries if group != "hidden" else ():
-            assert f"\n| {entry} |" in text
+            assert re.search(rf"^\| (?:{entry}|[^|]+\(`{entry}`\)) \|", text, re.M), entry
     cells = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert set(cells) == {4, 5}, "a | in a tooltip would break the table"
-    assert all(len(line) > 1 for line in help.prose()[node_id].splitlines() if line)
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_translated_sections_give_the_same_numbers(language):
+    """Measured figures and names of widgets and values are those of the English text."""
+    english, other = help.prose(), help.prose(language)
+    for node_id, text in english.items():
+        for pattern in (r"\d+\.\d+", r"`[^`]+`"):
+            missing = set(re.findall(pattern, text)) - set(re.findall(pattern, other[node_id]))
+            assert not missing, (node_id, missing)
 
 
 def test_the_papers_are_those_of_the_methods():
     def cited(node_id):
-        return re.findall(r"arxiv.org/abs/([\d.]+)", PAGES[node_id])
+        return re.findall(r"arxiv.org/abs/([\d.]+)", PAGES[f"{node_id}.md"])
 
     assert cited("FewStepUniPC") == cited("FewStepUniC") == ["2302.04867"]
     assert cited("FewStepDPMSolverMultistep") == ["2206.00927", "2211.01095"]
