@@ -29,6 +29,7 @@ class Method:
         sample: (problem, denoiser, grid, steps) to its x_0; raises Unfit where it does not apply. It starts from
             ``problem.noise`` times its own first sigma.
         stochastic: whether it adds noise: then it is measured by the law of its samples.
+        count: (problem, grid, steps) to the number of evaluations, where it is known without a run; raises Unfit likewise.
     """
 
     package: str
@@ -36,6 +37,7 @@ class Method:
     grids: Callable[[Problem], Sequence[str]]
     sample: Sample
     stochastic: bool = False
+    count: Callable[[Problem, str, int], int] | None = None
 
 
 @contextlib.contextmanager
@@ -62,6 +64,8 @@ def evaluations(method: Method, problem: Problem, grid: str, steps: int) -> int 
     """How often the method calls the model in ``steps`` steps; None where it does not apply. Costs no model call."""
     counter = Counter(lambda x, sigma: 0.5 * x)
     try:
+        if method.count is not None:
+            return method.count(problem, grid, steps)
         method.sample(replace(problem, noise=problem.noise[:1, :, :1, :1]), counter, grid, steps)
     except Unfit:
         return None

@@ -55,7 +55,10 @@ def recipes() -> Iterator[Recipe]:
 def methods(rare: bool = True) -> list[Method]:
     """A method for every recipe; without ``rare`` the choices that slow models can be spared are left out."""
     found = {recipe.label: recipe for recipe in recipes() if rare or not _is_rare(recipe)}
-    clocked = [recipe.corrected("sigma_clock") for recipe in found.values() if not recipe.correctors and not _stochastic(recipe)]
+    clocked = [
+        recipe.corrected("sigma_clock") for recipe in found.values()
+        if not (recipe.correctors or _stochastic(recipe) or _is_rare(recipe))
+    ]
     return [
         *(_method(label, recipe, Problem.grid_names) for label, recipe in found.items()),
         *(_method(recipe.label, recipe, _flow_grids) for recipe in clocked if recipe.solver != "ddim"),
@@ -78,7 +81,10 @@ def extra_methods(problem: Problem, guidance: float) -> list[Method]:
 
 
 def _method(label: str, recipe: Recipe, grids: Callable[[Problem], tuple[str, ...]]) -> Method:
-    return Method("fewstep", label, grids, lambda *args: sample(recipe, *args), _stochastic(recipe))
+    def count(problem: Problem, grid: str, steps: int) -> int:
+        return _plan(recipe, problem, grid, steps).nfe
+
+    return Method("fewstep", label, grids, lambda *args: sample(recipe, *args), _stochastic(recipe), count)
 
 
 def _extra(name: str, make: Callable[[Problem, float], Recipe | None], guidance: float) -> Method:

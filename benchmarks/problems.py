@@ -120,7 +120,7 @@ def digits(form: str, batch: int) -> Problem:
     def make(guidance: float) -> Denoiser:
         @torch.no_grad()
         def network(x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            x, label = x.float(), (label * 1000.0 if form == "flow" else label).float()
+            x, label = x.float(), (label * 1000.0 if form == "flow" else label).float().expand(len(x))
             if guidance == 1.0:
                 out: torch.Tensor = net(x, label, context).double()
                 return out
