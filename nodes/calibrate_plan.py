@@ -25,10 +25,9 @@ class FewStepCalibratePlan(CalibrateNode):
     DESCRIPTION = (
         "Fits the solver itself to this model, guidance and number of steps: coefficients step by step against a fine solution, "
         "then coefficients and the times told to the model together on the final error, by least squares that need no gradients. "
-        "Judged on noise that it has not seen, and not saved where that brings nothing. One evaluation is one sampling step of "
-        "one picture: with the defaults, 5 steps and a batch of 4 they are about 12,000, for a model of SDXL's size at 1024 "
-        "pixels the time of some 600 pictures of 20 steps; 24 samples of 512 pixels and 2 rounds take a tenth. count_only says "
-        "it for your settings."
+        "Judged on noise that it has not seen, and not saved where that brings nothing. An evaluation is a sampling step of one "
+        "picture: the defaults take about 8,600 for 5 steps, with SDXL too the time of 430 pictures of 20 steps; 16 samples and "
+        "2 rounds take 1,600. count_only says it for your settings."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["learn solver", "lsd", "s4s", "ld3", "fitted plan"]
 

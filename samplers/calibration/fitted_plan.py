@@ -36,7 +36,7 @@ class FitSettings:
     order: int = 3
     constrained: bool = True
     ridge: float = 1e-4
-    teacher_steps: int = 100
+    teacher_steps: int = 50
     joint: Joint = field(default_factory=Joint)
     refinement: Refinement = field(default_factory=lambda: Refinement(iterations=0))
 

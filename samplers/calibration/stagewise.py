@@ -19,6 +19,7 @@ from ..engine import Denoiser, Progress, run
 from ..errors import CalibrationError, DenoiserError, check_integer, check_range
 from ..grids import Grid, from_sigmas
 from ..solvers.dpm_multistep import dpm_solver_multistep
+from ..solvers.unipc import unipc
 from .job import Job
 from .samples import Keeper, Samples
 from .tableau import Tableau
@@ -57,14 +58,14 @@ def teacher_cost(grid: Grid, samples: int, steps: int) -> int:
 
 
 def teacher_states(samples: Samples, grid: Grid, x: torch.Tensor, steps: int, keeper: Keeper) -> torch.Tensor:
-    """The fine solution at nodes 1..M of ``grid``: [M, N, ...], by DPM-Solver++(2M) in about ``steps`` steps.
+    """The fine solution at nodes 1..M of ``grid``: [M, N, ...], by UniPC-3 in about ``steps`` steps.
 
     Args:
         x: start states [N, ...] at the grid's first node.
-        steps: 100 bring the demo models within 1e-5 (mean square) of 1000.
+        steps: 50 bring the demo models within 1e-4 (mean square) of 1000 at guidance 7.5, within 2e-5 at 2.
     """
     fine, marks = teacher_grid(grid, steps)
-    plan = dpm_solver_multistep(fine, order=min(2, fine.steps))
+    plan = unipc(fine, order=min(3, fine.steps))
     kept = keeper.part("teacher")
     states = kept["states"].to(x) if kept else x.new_zeros(grid.steps, *x.shape)
     done = int(kept["done"]) if kept else 0
