@@ -8,6 +8,7 @@ from .validate import WIDGETS, Classes, InputSpec, input_specs, is_link
 
 COLUMN, GAP = 330, 40
 PLAN = 250  # height of the drawing that ``web/live_plans.js`` puts into a node
+REPORT = 100  # and of the text that ``web/reports.js`` puts there
 
 
 def to_ui(prompt: dict[str, dict[str, Any]], classes: Classes) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def to_ui(prompt: dict[str, dict[str, Any]], classes: Classes) -> dict[str, Any]
         specs, sockets = input_specs(node), _sockets(entry, classes)
         widgets = _widget_values(entry, specs)
         height = 60 + 22 * max(len(sockets), len(node.RETURN_TYPES)) + 26 * len(widgets)
-        height += PLAN if _has_plan(entry["class_type"], node) else 0
+        height += PLAN if _has_plan(entry["class_type"], node) else REPORT if has_report(entry["class_type"], node) else 0
         x, y = column(i) * COLUMN, bottoms.get(column(i), 0)
         bottoms[column(i)] = y + height + GAP
         names = getattr(node, "RETURN_NAMES", node.RETURN_TYPES)
@@ -64,6 +65,12 @@ def _has_plan(name: str, node: type[Any]) -> bool:
     if name in ("FewStepKSampler", "FewStepPlanInspector"):
         return True
     return name.startswith("FewStep") and tuple(node.RETURN_TYPES) == ("SAMPLER",)
+
+
+def has_report(name: str, node: type[Any]) -> bool:
+    """Whether a node shows a text after a run; those that draw a plan or a table have it elsewhere."""
+    texts = {"report", "advice"} & set(getattr(node, "RETURN_NAMES", ()))
+    return name.startswith("FewStep") and (bool(texts) or name == "FewStepShowStatistics")
 
 
 def _is_widget(spec: InputSpec) -> bool:

@@ -80,6 +80,22 @@ async function main() {
         seen.events = await page.evaluate(() => window.seenEvents);
       }
     }
+    await page.evaluate(() => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true));  // the newer renderer
+    await page.evaluate(async (DEMO) => {
+      window.app.graph.clear();
+      const [demo, advisor] = ["FewStepDemoCheckpoint", "FewStepAdvisor"].map((kind) => window.LiteGraph.createNode(kind));
+      window.app.graph.add(demo);
+      window.app.graph.add(advisor);
+      demo.connect(DEMO.model, advisor, advisor.inputs.findIndex((i) => i.name === "model"));
+      window.advisor = advisor;
+      await window.app.queuePrompt(0);
+    }, DEMO);
+    await page.locator(".fewstep-report pre").filter({ hasText: "cfg" }).waitFor({ state: "visible" });
+    seen.report = await page.evaluate(() => ({
+      inVue: Boolean(document.querySelector(".lg-node .fewstep-report")),
+      text: document.querySelector(".fewstep-report pre").textContent, title: window.advisor.color ?? null,
+      solver: window.LiteGraph.createNode("FewStepUniPC").color, saved: window.advisor.serialize().widgets_values,
+    }));
     await page.evaluate((language) => window.app.api.storeSetting("Comfy.Locale", language), job.language);
     await open(page, job.url);
     seen.node = await page.evaluate(() => {

@@ -1,8 +1,11 @@
 """Blueprints, help pages and translations in the real frontend: added from the search box, rendered, and run."""
 
+import re
+
 import pytest
 from chrome import FRONTENDS, NEEDS, OPTIONAL, ROOT, errors, serving, session
 from fewstep.host.blueprints import blueprints
+from fewstep.samplers.advice import rule_for
 
 pytestmark = NEEDS
 
@@ -41,6 +44,13 @@ def test_help_is_rendered_with_its_picture(seen):
         pytest.skip("this frontend loads its help when it is opened")
     assert page["error"] is None and "Use it" in page["text"] and "arXiv:2302.04867" in page["text"] and page["rows"] >= 10
     assert page["source"].endswith("/extensions/fewstep/docs/FewStepUniPC.png") and page["picture"] == "image/png"
+
+
+def test_a_report_stands_in_the_node_and_is_not_saved(seen):
+    head, why, evidence = seen["report"]["text"].split("\n")
+    assert "cfg 4" in head and why == rule_for("vp", 8, 4.0).why and evidence.startswith("Measured:")
+    assert seen["report"]["saved"] == [8, 4, False, True] and seen["report"]["inVue"]
+    assert seen["report"]["title"] is None and re.fullmatch(r"#\w{3,6}", seen["report"]["solver"]), "colours by category"
 
 
 def test_another_language(seen):

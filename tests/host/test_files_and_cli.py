@@ -109,7 +109,7 @@ def test_examples_are_complete_and_run(path, host):
         assert set(types["required"]) <= set(node["inputs"]) <= set(types["required"]) | set(types.get("optional", {}))
     if {node["class_type"] for node in prompt.values()} & {"FewStepLoadCalibration", "FewStepLoadDistilledLoRA"}:
         return  # their files belong to the real demo model, which test_templates runs
-    images = next(iter(executor.execute(prompt).ui.values()))["images"]
+    images = next(ui["images"] for ui in executor.execute(prompt).ui.values() if "images" in ui)
     assert len(images) >= 4
     assert all((host.output_directory / image["filename"]).stat().st_size > 50 for image in images)
 

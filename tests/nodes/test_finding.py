@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import fewstep
+from fewstep.host.ui_layout import has_report
 from fewstep.nodes import NODE_CLASS_MAPPINGS
 
 SCRIPT = (Path(fewstep.__file__).parent / "web" / "colours.js").read_text("utf-8")
@@ -25,6 +26,12 @@ def test_every_category_has_a_colour_and_every_node_the_colour_of_its_category()
     assert {part: set(ids) for part, ids in constant("NODES").items()} == wanted
     palette = constant("PALETTE")
     assert set(palette) == PARTS and len(set(palette.values())) == len(PARTS)
+
+
+def test_nodes_with_a_report_show_it():
+    """The script's list is that of the nodes that send a text to the page, but for those whose text is shown otherwise."""
+    listed = set(re.findall(r'"(FewStep\w+)"', (Path(fewstep.__file__).parent / "web" / "reports.js").read_text("utf-8")))
+    assert listed == {node_id for node_id, node in NODE_CLASS_MAPPINGS.items() if has_report(node_id, node)}
 
 
 def test_what_people_search_for_is_found():
