@@ -133,7 +133,7 @@ def main() -> None:
     """Measure and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the noise of the whole table")
-    parser.add_argument("--noises", type=int, default=3, help="how many noises, from that one on, 8 steps are compared with")
+    parser.add_argument("--noises", type=int, default=5, help="how many noises, from that one on, 8 steps are compared with")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default=str(Path(__file__).parent), help="folder for distilled.json and distilled.md")
     args = parser.parse_args()
