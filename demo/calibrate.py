@@ -17,7 +17,7 @@ from . import FORMS
 FOLDER = Path(__file__).parent / "calibration"
 STEPS = 5
 GUIDANCES = (1.0, 2.0, 4.0, 7.5)
-PLAN = {"samples": 120, "rounds": 15}
+PLAN = {"samples": 120, "rounds": 12}
 SCHEDULES = {"eps": "beta", "v": "beta", "flow": "beta"}  # where the fit starts
 
 

