@@ -2,7 +2,7 @@
 
 A rule holds for a family of models, a range of steps and one of guidance scales; it names a recipe, a grid, the reason, and
 what ``python -m fewstep.benchmarks.advice`` measured of it against what people usually take. A calibration made for the model
-goes before every rule, by the gain that its own file was measured to have.
+goes before every rule, the one with the least error by its own file first.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def advise(facts: Facts) -> Advice:
             "(docs/distilled_loras.md).",
         )
     found = [(gain, reference, made) for reference, made in facts.calibrations if (gain := gain_of(made, facts)) < 1]
-    for gain, reference, made in sorted(found, key=lambda entry: entry[:2]):
+    for gain, reference, made in sorted(found, key=lambda entry: (errors_of(entry[2])[1], entry[1])):
         try:
             return _calibrated(facts, gain, reference, made)
         except FewStepError:  # made for another frame or by another version: the next one may do
@@ -176,8 +176,15 @@ def gain_of(made: Calibration, facts: Facts) -> float:
     near = abs(float(meta.get("guidance", math.inf)) - facts.guidance) <= NEAR * max(1.0, facts.guidance)
     if not (fits and near and isinstance(gain, Mapping) and meta.get("scaling") == facts.frame.scaling):
         return math.inf
+    plain, calibrated = errors_of(made)
+    return calibrated / plain if plain > 0 else math.inf
+
+
+def errors_of(made: Calibration) -> tuple[float, float]:
+    """Mean square errors on unseen noise without and with a calibration; those of one model compare, the shares do not."""
+    gain = made.meta["gain"]
     plain, calibrated = (v["mean"] if isinstance(v := gain[key], Mapping) else v for key in ("plain", "calibrated"))
-    return float(calibrated) / float(plain) if plain > 0 else math.inf
+    return float(plain), float(calibrated)
 
 
 def _calibrated(facts: Facts, gain: float, reference: str, made: Calibration) -> Advice:

@@ -1,12 +1,15 @@
 """FewStep Advisor: the rules on a host's models, and calibrations that are found by themselves."""
 
+import math
+
 import pytest
 import torch
 from fewstep.host.embedded import EmbeddedHost
 from fewstep.nodes.advisor import FewStepAdvisor
 from fewstep.nodes.host import use_host
 from fewstep.nodes.sampling import recipe_of
-from fewstep.samplers.advice import rule_for
+from fewstep.samplers import advice
+from fewstep.samplers.advice import gain_of, rule_for
 from fewstep.samplers.errors import FewStepError
 
 
@@ -53,13 +56,16 @@ def test_a_distilled_model_gets_re_noising_at_guidance_1(host):
 
 
 @pytest.mark.parametrize("form", ["eps", "flow"])
-def test_a_calibration_of_this_model_is_found_and_another_models_is_not(form, tmp_path, host):
+def test_a_calibration_of_this_model_is_found_and_another_models_is_not(form, tmp_path, host, monkeypatch):
     with use_host(EmbeddedHost(tmp_path, models_directory=tmp_path / "models")) as real:
         model = real.demo_checkpoint(form)[0]
         sampler, sigmas, guidance, text = advise(model, 5, 2.0)
         assert recipe_of(sampler).solver == "fitted_plan" and f"digits-{form}-plan-cfg2.safetensors" in text and guidance == 2.0
         assert recipe_of(sampler).references and len(sigmas) == 6
-        with_ratios = advise(model, 5, 4.0)
+        assert recipe_of(advise(model, 5, 4.0)[0]).solver == "fitted_plan", "the least error of two, whatever each was compared with"
+        with monkeypatch.context() as patch:
+            patch.setattr(advice, "gain_of", lambda made, facts: math.inf if made.purpose == "plan" else gain_of(made, facts))
+            with_ratios = advise(model, 5, 4.0)
         assert [name for name, _ in recipe_of(with_ratios[0]).correctors] == ["dynamic_compensation"]
         assert recipe_of(advise(model, 5, 2.0, use_calibrations=False)[0]) == rule_for("flow" if form == "flow" else "vp", 5, 2.0).recipe
         assert recipe_of(advise(model, 6, 2.0)[0]) == rule_for("flow" if form == "flow" else "vp", 6, 2.0).recipe
