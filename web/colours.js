@@ -10,10 +10,12 @@ const NODES = {
     "FewStepUniPC", "FewStepDEIS", "FewStepDEISRungeKutta", "FewStepIPNDM", "FewStepPNDM", "FewStepConsistency",
     "FewStepFittedSolver", "FewStepDPMSolverV3"
   ],
-  "correctors": ["FewStepUniC", "FewStepTimeShift", "FewStepDynamicCompensation", "FewStepDualFast", "FewStepTeleport"],
+  "correctors": ["FewStepUniC", "FewStepTimeShift", "FewStepDynamicCompensation", "FewStepDualFast", "FewStepTeleport",
+    "FewStepSigmaClock"],
   "schedules": [
     "FewStepSchedule", "FewStepUniformTimeSchedule", "FewStepUniformLambdaSchedule", "FewStepQuadraticTimeSchedule",
-    "FewStepKarrasSchedule", "FewStepExponentialSchedule", "FewStepEDMSchedule", "FewStepBetaSchedule", "FewStepShiftedSchedule"
+    "FewStepKarrasSchedule", "FewStepExponentialSchedule", "FewStepEDMSchedule", "FewStepBetaSchedule", "FewStepShiftedSchedule",
+    "FewStepTrailingSchedule", "FewStepKLOptimalSchedule"
   ],
   "calibration": [
     "FewStepLoadCalibration", "FewStepCalibrateMoments", "FewStepCalibratePlan", "FewStepCalibrateRatios",
