@@ -256,6 +256,21 @@ def advised() -> Prompt:
     return prompt
 
 
+def compare_solvers() -> Prompt:
+    """Four solvers at three step counts from one noise, in one labelled picture with their differences to a fine run."""
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("FewStepDDIM", {}), ("FewStepDPMSolverMultistep", {}), ("FewStepUniPC", {}), ("FewStepDEIS", {}),
+    ]
+    prompt = common("eps", "5", 1)
+    prompt |= {str(10 + i): node(kind, **widgets) for i, (kind, widgets) in enumerate(kinds, 1)}
+    prompt["20"] = node(
+        "FewStepCompare", model=["1", 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0], vae=["1", 2], seed=1,
+        cfg=2.0, steps="4, 6, 10", **{f"sampler_{i}": [str(10 + i), 0] for i in range(1, len(kinds) + 1)},
+    )
+    prompt["21"] = node("SaveImage", images=["20", 0], filename_prefix="compare_solvers")
+    return prompt
+
+
 def templates() -> dict[str, Prompt]:
     """Every template by name, in API form."""
     made = {name: text_to_digit(*settings, name) for name, settings in SOLVERS.items()}
@@ -263,7 +278,7 @@ def templates() -> dict[str, Prompt]:
         **made, "flow_in_four_steps": one_node(), "corrector_unic": corrected(), "image_to_image": image_to_image(),
         "inpainting": inpainting(), "four_solvers": comparison(), "two_solvers": two_solvers(),
         "stock_ksampler": stock_ksampler(), "stock_guider": stock_guider(), **calibrated(),
-        "distilled_lora": distilled_lora(), "advisor": advised(),
+        "distilled_lora": distilled_lora(), "advisor": advised(), "compare_solvers": compare_solvers(),
     }
 
 

@@ -30,11 +30,15 @@ def thumbnail(prompt: Mapping[str, Any]) -> bytes:
 
     from PIL import Image
 
-    small = [picture.resize((160, 160), Image.Resampling.BICUBIC) for picture in pictures(prompt)]
-    columns = min(4, len(small))
-    sheet = Image.new("RGB", (columns * 164 - 4, -(-len(small) // columns) * 164 - 4), "gray")
-    for i, picture in enumerate(small):
-        sheet.paste(picture, (i % columns * 164, i // columns * 164))
+    shown = pictures(prompt)
+    if len(shown) == 1 and shown[0].width > 160:  # a labelled grid
+        sheet = shown[0]
+        sheet.thumbnail((656, 656), Image.Resampling.LANCZOS)
+    else:
+        columns = min(4, len(shown))
+        sheet = Image.new("RGB", (columns * 164 - 4, -(-len(shown) // columns) * 164 - 4), "gray")
+        for i, picture in enumerate(shown):
+            sheet.paste(picture.resize((160, 160), Image.Resampling.BICUBIC), (i % columns * 164, i // columns * 164))
     buffer = BytesIO()
     sheet.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()

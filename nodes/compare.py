@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .compare_report import Cell, as_csv, as_text, grid_picture
 from .frames import frame_of
-from .host import get_host
+from .host import HostError, get_host
 from .ksampler import preset
 from .progress import as_image
-from .sampling import make_sampler, recipe_of, sample_recipe
+from .sampling import carried_recipe, make_sampler, sample_recipe
 from .schedule import schedule as make_schedule
 from .schedule import schedule_widget
 from .widgets import float_widget, step_list
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = 6
 MOST_STEPS = 1000
+POINTS = 65_536  # of a latent, at which predictions are compared
 
 
 def step_counts(text: str) -> tuple[int, ...]:
@@ -52,7 +56,8 @@ class FewStepCompare:
     CATEGORY = "FewStep"
     DESCRIPTION = (
         "Runs up to six samplers at several step counts from the same noise and shows the results in one labelled grid: the "
-        "difference to a run with many steps, evaluations of the model, time per step. The numbers come as text and as CSV too."
+        "difference to a run with many steps, at the end and evaluation by evaluation, evaluations of the model, time per step. "
+        "The numbers come as text and as CSV too."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["xy plot", "grid", "benchmark", "sampler comparison"]
     RETURN_TYPES = ("IMAGE", "STRING", "STRING")
@@ -116,56 +121,99 @@ class FewStepCompare:
             sigmas = make_schedule(model, schedule, count)
             return get_host().sample(model, seed, cfg, sampler, sigmas, positive, negative, latent_image)["samples"]
 
-        reference, cells = None, []
+        reference, at_reference, cells = None, list[tuple[Any, Any]](), list[Cell]()
         if reference_steps:
             frame = frame_of(model.get_model_object("model_sampling"))
             recipe = preset("unipc", frame, reference_steps)
-            reference = run(make_sampler(recipe), reference_steps)
+            watched = Watched(make_sampler(recipe))
+            reference, at_reference = run(watched.sampler, reference_steps), watched.calls
             cells.append(Cell(f"reference: {short_label(recipe)}", reference_steps, picture=_picture(vae, reference)))
         for name, sampler in rows:
-            label, counted, calls = _counted(sampler)
-            label = f"{name[-1]}: {label}"
+            watched = Watched(sampler)
+            label = f"{name[-1]}: {watched.label}"
             for count in step_counts(steps):
-                calls.clear()
-                start = time.perf_counter()
+                watched.calls, watched.seconds = [], None
                 try:
-                    result = run(counted, count)
+                    result = run(watched.sampler, count)
                 except FewStepError as error:
                     cells.append(Cell(label, count, error=str(error)))
                     continue
-                seconds = (time.perf_counter() - start) / count
+                seconds = None if watched.seconds is None else watched.seconds / count
                 cells.append(Cell(
-                    label, count, len(calls) or None, seconds, _difference(result, reference), _picture(vae, result),
+                    label, count, len(watched.calls) or None, seconds, _difference(result, reference), _picture(vae, result),
+                    by_evaluation=_by_evaluation(watched.calls, at_reference),
                 ))
         text, csv = as_text(cells), as_csv(cells)
         return {"ui": {"text": [text]}, "result": (as_image(grid_picture(cells)), text, csv)}
 
 
-def _counted(sampler: Any) -> tuple[str, Any, list[None]]:
-    """(label, the same sampler, a list that gets an entry per evaluation); other packs' samplers are not counted."""
-    from ..samplers.errors import OptionError
+class Watched:
+    """A sampler that runs as it is while its evaluations are counted, timed and kept.
 
-    calls: list[None] = []
-    try:
-        recipe = recipe_of(sampler)
-    except OptionError:
+    Attributes:
+        label: for people.
+        sampler: to be run in its place; where the given one is not made of a function, that one, unwatched.
+        calls: per evaluation log sigma and the x_0 prediction of the first sample, at up to POINTS points on its device.
+        seconds: the time of the last run, without loading the model.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        host, recipe = get_host(), carried_recipe(sampler)
         function = getattr(sampler, "sampler_function", None)
-        return getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_"), sampler, calls
+        named = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
+        self.label = named if recipe is None else short_label(recipe)
+        self.calls: list[tuple[Any, Any]] = []
+        self.seconds: float | None = None
+        self.sampler = sampler
+        if recipe is not None:
+            self.sampler = host.make_sampler(partial(self._sample, inner=sample_recipe), {"recipe_json": recipe.to_json()})
+            return
+        with suppress(HostError):
+            self.sampler = host.wrap_sampler(sampler, self._sample, {})
 
-    class Counted:
-        """The host's model, counting."""
+    def _sample(self, model: Any, *args: Any, inner: Callable[..., Any], **more: Any) -> Any:
+        self.calls.clear()
+        start = time.perf_counter()
+        result = inner(_Keeping(model, self.calls), *args, **more)
+        bool((result == result).all())  # waits for the device
+        self.seconds = time.perf_counter() - start
+        return result
 
-        def __init__(self, model: Callable[..., Any]) -> None:
-            self.model, self.inner_model = model, model.inner_model  # type: ignore[attr-defined]
 
-        def __call__(self, *args: Any, **more: Any) -> Any:
-            calls.append(None)
-            return self.model(*args, **more)
+class _Keeping:
+    """The host's model, noting each evaluation."""
 
-    def sample(model: Any, *args: Any, **more: Any) -> Any:
-        return sample_recipe(Counted(model), *args, **more)
+    def __init__(self, model: Any, calls: list[tuple[Any, Any]]) -> None:
+        self._model, self._calls = model, calls
 
-    return short_label(recipe), get_host().make_sampler(sample, {"recipe_json": recipe.to_json()}), calls
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, x: Any, sigma: Any, *args: Any, **more: Any) -> Any:
+        denoised = self._model(x, sigma, *args, **more)
+        flat = denoised[:1].reshape(-1)
+        self._calls.append((sigma.reshape(-1)[0].log(), flat[:: max(1, len(flat) // POINTS)].clone()))
+        return denoised
+
+
+def _by_evaluation(calls: Sequence[tuple[Any, Any]], reference: Sequence[tuple[Any, Any]]) -> list[float]:
+    """Relative root mean square differences of the predictions to those of the reference at the same noise level.
+
+    The reference's are interpolated linearly in log sigma between its evaluations.
+    """
+    import numpy as np
+
+    if not calls or len(reference) < 2:
+        return []
+    known = sorted((float(level), values.float().cpu().numpy()) for level, values in reference if float(level) > -math.inf)
+    levels, table = np.array([level for level, _ in known]), np.stack([values for _, values in known])
+    found = []
+    for level, values in calls:
+        place = float(np.clip(np.interp(float(level), levels, np.arange(len(levels))), 0, len(levels) - 1))
+        i = min(int(place), len(levels) - 2)
+        at = table[i] + (place - i) * (table[i + 1] - table[i])
+        found.append(float(np.linalg.norm(values.float().cpu().numpy() - at) / max(np.linalg.norm(at), 1e-12)))
+    return found
 
 
 def _difference(result: Any, reference: Any) -> float | None:

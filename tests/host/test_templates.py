@@ -52,7 +52,7 @@ def test_templates_run_and_have_a_thumbnail(name, tmp_path):
     _, prompt = read(name)
     result = Executor(EmbeddedHost(tmp_path)).execute(prompt, {})
     pictures = [image for ui in result.ui.values() for image in ui.get("images", ())]
-    assert len(pictures) >= 4
+    assert len(pictures) >= (1 if name == "compare_solvers" else 4)  # that one is a labelled grid
     with Image.open(ROOT / "example_workflows" / f"{name}.jpg") as thumbnail:
         assert thumbnail.format == "JPEG" and min(thumbnail.size) >= 160
 

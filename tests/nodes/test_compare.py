@@ -47,7 +47,11 @@ def test_better_solvers_and_more_steps_come_nearer_to_the_reference(compare):
     ddim_10, ddim_20, unipc_10, unipc_20 = (float(r["difference"]) for r in rows[1:])
     assert 1.7 < ddim_10 / ddim_20 < 2.5 and unipc_10 < ddim_10 / 3 and unipc_20 < unipc_10 / 2
     assert net.calls == 200 + 10 + 20 + 10 + 20 and all(float(r["seconds_per_step"]) > 0 for r in rows[1:])
-    assert table.splitlines()[0].split() == ["sampler", "steps", "evaluations", "seconds", "per", "step", "difference", "error"]
+    assert table.splitlines()[0].split() == ["sampler", "steps", "evaluations", "seconds", "per", "step", "difference", "difference", "by", "evaluation", "error"]
+    for row, steps in zip(rows[1:], (10, 20, 10, 20), strict=True):
+        curve = [float(v) for v in row["difference_by_evaluation"].split()]
+        assert len(curve) == steps and curve[0] < 1e-5 < curve[-1], "all start from the same noise"
+        assert curve[-1] < 0.2 and max(curve) == pytest.approx(max(curve[1:]))
     assert image.ndim == 4 and image.shape[-1] == 3 and 0.05 < float(image.mean()) < 0.95
 
 
@@ -87,7 +91,7 @@ def test_labels_are_short():
     assert short_label(Recipe("unipc", {"order": 3, "variant": "bh2"}).corrected("time_shift")) == "unipc(order=3) + time_shift"
 
 
-@pytest.mark.parametrize(("shape", "size"), [((64, 64, 3), (128, 128)), ((1024, 512, 3), (256, 512)), ((300, 200, 3), (200, 300))])
+@pytest.mark.parametrize(("shape", "size"), [((64, 64, 3), (192, 192)), ((1024, 512, 3), (256, 512)), ((300, 200, 3), (200, 300))])
 def test_the_picture_holds_every_run_at_its_place(shape, size):
     red, blue = (torch.zeros(shape, dtype=torch.uint8) for _ in range(2))
     red[..., 0], blue[..., 2] = 255, 255
