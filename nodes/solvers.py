@@ -130,7 +130,7 @@ class FewStepDPMSolverAdaptive(SolverNode):
     SHOWN = ("order", "prediction", "solver_type", "atol", "rtol", "h_init", "theta", "thresholding")
     CHANGES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "order": {"low": 2, "high": 3, "tooltip": "3: DPM-Solver-23; 2: DPM-Solver-12."},
-        "solver_type": FewStepDPMSolverSinglestep.CHANGES["solver_type"],
+        "solver_type": FewStepDPMSolverSinglestep.CHANGES["solver_type"] | {"advanced": True},
     }
     DISPLAY_NAME = "DPM-Solver Adaptive (FewStep)"
     DESCRIPTION = (
@@ -182,6 +182,7 @@ class FewStepUniPC(SolverNode):
     SHOWN = ("order", "variant", "prediction", "lower_order_final", "corrector", "disable_corrector", "thresholding")
     CHANGES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "lower_order_final": {
+            "advanced": True,
             "tooltip": "Lowers the order step by step towards the end, as published; keep it on with few steps.",
         },
     }

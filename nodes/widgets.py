@@ -82,7 +82,7 @@ WORDS: dict[str, Word] = {
     "skip_last": Word("No mix at the evaluation that goes straight into the picture, where it would leave grain."),
     "s_noise": Word("Factor on the added noise. Other values than 1 change what the samples look like on average.", 0.0, 2.0,
                     advanced=True),
-    "sigma_skip": Word("Noise level at which the jump ends, for skip sigma; in the model's own sigma.", 0.0, 1e5),
+    "sigma_skip": Word("Noise level at which the jump ends, for skip sigma; in the model's own sigma.", 0.0, 1e5, advanced=True),
     "skip": Word("How far to jump. auto: as far as the moments were measured to hold; a safe noise level where they were not. "
                  "fraction: over a share of the steps. sigma: to a noise level. A run that starts below it does not jump."),
     "solver_type": Word("Form of the higher-order terms. dpmsolver (midpoint) and taylor (Heun) as published; exact integrates "
