@@ -1,8 +1,8 @@
 // One sitting at a frontend: node sitting.cjs '{"url", "chromium", "vue", "theme", "shots", "parts", "pack", "template", "nodes"}'.
-// Opens the page and does each part, "plans" or "graph". Prints what was seen as JSON; where a part breaks off, "broke" says why and
+// Opens the page and does each part: "plans", "graph" or "templates". Prints what was seen as JSON; where a part breaks off, "broke" says why and
 // which picture shows the page then. "shots" is the start of the pictures' names.
 const { launch, open, watch } = require("./page.cjs");
-const PARTS = { plans: require("./plans.cjs"), graph: require("./graph.cjs") };
+const PARTS = { plans: require("./plans.cjs"), graph: require("./graph.cjs"), templates: require("./templates.cjs") };
 
 async function main() {
   const job = JSON.parse(process.argv[2]);
