@@ -2,7 +2,8 @@
 const { clear, command, frames, run, still } = require("./page.cjs");
 const SCALE = 0.65; // above the frontend's limit for readable text
 const MARGIN = 16;
-const BARE = { "Comfy.Graph.CanvasInfo": false, "Comfy.Graph.CanvasMenu": false, "Comfy.Minimap.Visible": false };
+const BARE = { "Comfy.Graph.CanvasInfo": false, "Comfy.Graph.CanvasMenu": false, "Comfy.Minimap.Visible": false,
+  "Comfy.Execution.PreviewMethod": "none" };
 
 /** Shows the graph at its top left corner; its size in pixels. */
 const place = (page) => page.evaluate(([scale, margin]) => {
@@ -33,6 +34,8 @@ module.exports = async function templates(page, job, seen, shot, doing) {
     seen[name] = (await run(page)).includes("execution_success");
     await page.waitForFunction(() => window.app.graph._nodes.filter((node) => node.type === "SaveImage")
       .every((node) => node.imgs?.length && node.imgs.every((image) => image.complete && image.naturalWidth)));
+    await page.waitForFunction(() => [...document.querySelectorAll(".fewstep-plan")].every(
+      (plan) => plan.ariaLabel !== "Plan" && !plan.ariaLabel.includes("when the graph is read")));
     await focus();
     let [width, height] = await place(page);
     await page.setViewportSize({ width, height });
