@@ -1,6 +1,6 @@
-// Error estimates while sampling: node estimates.cjs '{"url", "chromium", "profile", "pack", "vue", "theme", "shots"}'.
+// Error estimates while sampling: node estimates.cjs '{"url", "chromium", "pack", "vue", "theme", "shots"}'.
 // Runs a template and prints which messages came and what the nodes then draw and say.
-const { chromium, watch, open, run, openTemplate, FLAGS } = require("./drive.cjs");
+const { launch, open, openTemplate, run, watch } = require("./page.cjs");
 
 const job = JSON.parse(process.argv[2]);
 const seen = { errors: [], console: [], failed: [] };
@@ -20,20 +20,14 @@ const drawn = (page, kind) => page.evaluate((wanted) => {
 }, kind);
 
 async function main() {
-  const browser = await chromium.launchPersistentContext(job.profile, {
-    executablePath: job.chromium, headless: true, args: FLAGS, viewport: { width: 1400, height: 900 },
-  });
-  const page = browser.pages()[0] || (await browser.newPage());
-  page.setDefaultTimeout(30000);
+  const { browser, page } = await launch(job);
   try {
     watch(page, job.url, seen);
-    await open(page, job.url);
-    await page.evaluate(async ([vue, theme]) => {
-      await window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue);
-      await window.app.extensionManager.setting.set("Comfy.ColorPalette", theme);
+    await open(page, job);
+    await page.evaluate(() => {
       window.estimates = [];
       window.app.api.addEventListener("fewstep.estimates", (e) => window.estimates.push(e.detail));
-    }, [job.vue, job.theme]);
+    });
     await openTemplate(page, job.pack, "corrector_unic");
     await page.waitForTimeout(2000);
     seen.before = await drawn(page, "FewStepUniC");

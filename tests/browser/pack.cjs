@@ -1,7 +1,7 @@
-// What the pack brings beside nodes, in a frontend: node pack.cjs '{"url", "chromium", "profile", "language", "blueprints", "help"}'.
+// What the pack brings beside nodes, in a frontend: node pack.cjs '{"url", "chromium", "language", "blueprints", "help"}'.
 // Prints one JSON object: titles and labels of a node in the language, the help pages as the page renders them, and for each
 // blueprint (added from the search box) the graph that the frontend makes of it; the first one is run.
-const { chromium, watch, open, run, FLAGS } = require("./drive.cjs");
+const { launch, open, run, watch } = require("./page.cjs");
 
 const DEMO = { model: 0, clip: 1, vae: 2 };
 
@@ -42,14 +42,10 @@ async function addFromSearch(page, name) {
 async function main() {
   const job = JSON.parse(process.argv[2]);
   const seen = { errors: [], console: [], failed: [], help: {}, blueprints: {} };
-  const browser = await chromium.launchPersistentContext(job.profile, {
-    executablePath: job.chromium, headless: true, args: FLAGS, viewport: { width: 1400, height: 900 },
-  });
-  const page = browser.pages()[0] || (await browser.newPage());
-  page.setDefaultTimeout(30000);
+  const { browser, page } = await launch(job);
   try {
     watch(page, job.url, seen);
-    await open(page, job.url);
+    await open(page, job);
     await page.keyboard.press("Escape");
     for (const id of job.help) seen.help[id] = await helpOf(page, id);
     for (const [index, name] of job.blueprints.entries()) {
@@ -76,8 +72,7 @@ async function main() {
       if (index === 0) {
         await page.waitForTimeout(500);
         seen.prompt = await page.evaluate(async () => (await window.app.graphToPrompt()).output);
-        await run(page);
-        seen.events = await page.evaluate(() => window.seenEvents);
+        seen.events = await run(page);
       }
     }
     await page.evaluate(() => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true));  // the newer renderer
@@ -97,7 +92,7 @@ async function main() {
       solver: window.LiteGraph.createNode("FewStepUniPC").color, saved: window.advisor.serialize().widgets_values,
     }));
     await page.evaluate((language) => window.app.api.storeSetting("Comfy.Locale", language), job.language);
-    await open(page, job.url);
+    await open(page, job);
     seen.node = await page.evaluate(() => {
       const node = window.LiteGraph.createNode("FewStepKSampler");
       return {

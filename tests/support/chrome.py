@@ -59,13 +59,17 @@ def errors(seen):
     return seen["errors"] + [entry for entry in seen["console"] if entry not in missing]
 
 
-def sitting(folder, **job):
-    """What ``tests/browser/sitting.cjs`` saw in a browser; a picture of the page as it broke off is kept."""
-    shots = Path(os.environ.get("FEWSTEP_SHOTS", folder)) / job.pop("name", "page")
-    job = {"chromium": CHROMIUM, "shots": str(shots), "pack": "fewstep", "vue": False, "theme": "dark", "parts": [], **job}
-    done = subprocess.run(["node", str(ROOT / "tests" / "browser" / "sitting.cjs"), json.dumps(job)], capture_output=True, text=True,
-                          timeout=300, check=False, env={**os.environ, "FEWSTEP_PLAYWRIGHT": PLAYWRIGHT})
+def session(script, folder, **job):
+    """What a script of ``tests/browser`` saw in a browser; a picture of the page as it broke off is kept where it says one."""
+    done = subprocess.run(["node", str(ROOT / "tests" / "browser" / script), json.dumps({"chromium": CHROMIUM, **job})],
+                          capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "FEWSTEP_PLAYWRIGHT": PLAYWRIGHT})
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert "broke" not in seen, f"{seen['broke']}\nThe page then: {seen.get('picture')}\nIts errors: {errors(seen)}"
     return seen
+
+
+def sitting(folder, **job):
+    """What ``tests/browser/sitting.cjs`` saw."""
+    shots = Path(os.environ.get("FEWSTEP_SHOTS", folder)) / job.pop("name", "page")
+    return session("sitting.cjs", folder, **{"shots": str(shots), "pack": "fewstep", "vue": False, "theme": "dark", "parts": [], **job})
