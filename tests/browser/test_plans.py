@@ -4,6 +4,7 @@ import re
 
 import pytest
 from chrome import NEEDS
+from wcag import contrast
 
 pytestmark = NEEDS
 
@@ -46,21 +47,6 @@ def test_a_fault_stands_in_the_node_before_the_run_and_marks_this_node_after_it(
     assert plans["faulty"]["error"] and "order is 6, expected an integer from 1 to 3" in plans["faulty"]["basis"]
     assert plans["error"]["node"] == plans["faultyNode"] and plans["error"]["text"].strip() == plans["faulty"]["basis"]
     assert plans["marked"] == [plans["faultyNode"]] and plans["faulty"]["basis"] in plans["said"]
-
-
-def luminance(colour):
-    """Of WCAG 2, from rgb(0..255) or color(srgb 0..1)."""
-    numbers = [float(x) for x in re.findall(r"[\d.]+(?:e-?\d+)?", colour)][:3]
-    if colour.startswith("rgb"):
-        numbers = [x / 255 for x in numbers]
-    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in numbers]
-    return sum(weight * x for weight, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one, other):
-    """Of WCAG 2."""
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_it_can_be_read_at_half_and_double_size_and_in_either_theme(plans):
