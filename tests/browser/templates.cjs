@@ -35,7 +35,7 @@ module.exports = async function templates(page, job, seen, shot, doing) {
     await page.waitForFunction(() => window.app.graph._nodes.filter((node) => node.type === "SaveImage")
       .every((node) => node.imgs?.length && node.imgs.every((image) => image.complete && image.naturalWidth)));
     await page.waitForFunction(() => [...document.querySelectorAll(".fewstep-plan")].every(
-      (plan) => plan.ariaLabel !== "Plan" && !plan.ariaLabel.includes("when the graph is read")));
+      (plan) => plan.ariaLabel !== "Plan" && !plan.ariaLabel?.includes("when the graph is read")));
     await focus();
     let [width, height] = await place(page);
     await page.setViewportSize({ width, height });
