@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,13 @@ def goal(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
 
 def name(row: Row | None) -> str:
     """Package (of the peers), method and grid."""
-    if row is None:
-        return ""
-    return f"{'' if row['package'] == OURS else row['package'] + ' '}{row['method']}, {row['grid']}"
+    return "" if row is None else f"{shown(row)}, {grid(row)}".removeprefix(f"{OURS} ")
+
+
+def shown(row: Row) -> str:
+    """Package and method, without options that are the peers' defaults."""
+    method = re.sub(r"(, (algorithm|solver)_type=[^,)]*)", "", row["method"]).replace("solver_order=", "order ")
+    return f"{row['package']} {method}"
 
 
 def distances(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
@@ -69,7 +74,7 @@ def distances(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     for (problem, guidance), own in cells(rows).items():
         for row in sorted((r for r in own if r["frechet"] != ""), key=lambda r: (r["nfe"], r["frechet"])):
             lines.append([
-                problem.removeprefix("digits_"), f"{guidance:g}", row["nfe"], f"{row['package']} {row['method']}", square(row),
+                problem.removeprefix("digits_"), f"{guidance:g}", row["nfe"], shown(row), square(row),
                 row["frechet"], f"{100 * row['recognised']:.1f} %",
             ])
     return ["model", "guidance", "NFE", "method", "error", "Frechet distance", "recognised"], lines
@@ -82,8 +87,9 @@ def everything(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     for (problem, guidance), own in cells(rows).items():
         for package, method in dict.fromkeys((r["package"], r["method"]) for r in own):
             found = [best(own, package=package, method=method, nfe=nfe) for nfe in nfes]
-            shown = [f"{square(row):.2g} ({grid(row)})" if row else "" for row in found]
-            lines.append([problem.removeprefix("digits_"), f"{guidance:g}", f"{package} {method}", *shown])
+            errors = [f"{square(row):.2g} ({grid(row)})" if row else "" for row in found]
+            lines.append([
+                problem.removeprefix("digits_"), f"{guidance:g}", shown({"package": package, "method": method}), *errors])
     return ["model", "guidance", "method", *map(str, nfes)], lines
 
 
