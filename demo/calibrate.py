@@ -35,11 +35,11 @@ class Made(NamedTuple):
 def wanted() -> Iterator[Made]:
     """All that ships, at the guidance of the templates; fitted plans at four scales."""
     for form in FORMS:
-        for method, node, cfg in (
-            ("moments", "FewStepCalibrateMoments", 2.0), ("ratios", "FewStepCalibrateRatios", 4.0),
-            ("statistics", "FewStepCalibrateStatistics", 2.0),
+        for method, node, cfg, schedule in (
+            ("moments", "FewStepCalibrateMoments", 2.0, "uniform_t"), ("ratios", "FewStepCalibrateRatios", 4.0, "uniform_t"),
+            ("statistics", "FewStepCalibrateStatistics", 1.0, "uniform_lambda"),  # on uniform t they bring nothing
         ):
-            yield Made(f"digits-{form}-{method}-cfg{cfg:g}", node, form, cfg, "uniform_t", {})
+            yield Made(f"digits-{form}-{method}-cfg{cfg:g}", node, form, cfg, schedule, {})
     for form, cfg in itertools.product(FORMS, GUIDANCES):
         yield Made(f"digits-{form}-plan-cfg{cfg:g}", "FewStepCalibratePlan", form, cfg, SCHEDULES[form], PLAN)
 

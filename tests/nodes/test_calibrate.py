@@ -84,6 +84,21 @@ def test_the_cost_is_told_without_work(folder):
     assert "evaluations" in result.values["7"][1][0] and not calls and not list((folder / "fewstep").glob("*"))
 
 
+def test_statistics_are_judged_on_the_connected_schedule(folder):
+    """Without a schedule on 8 steps of its own; the verdict follows the errors."""
+    prompt = workflow(Method.statistics, cfg=1.0)
+    reports = {}
+    for connected in (True, False):
+        if not connected:
+            del prompt["7"]["inputs"]["sigmas"]
+        _, result = execute(prompt, folder)
+        made, reports[connected], _ = (slot[0] for slot in result.values["7"])
+        gain = made.calibration.meta["gain"]
+        assert gain["steps"] == (4 if connected else 8)
+        assert ("NO GAIN" in reports[connected]) == (gain["calibrated"] >= gain["plain"])
+    assert "steps 4" in reports[True] and "steps 8" in reports[False]
+
+
 def load(form, file, folder, **more):
     prompt = {
         "1": {"class_type": "FewStepDemoCheckpoint", "inputs": {"form": form}},
