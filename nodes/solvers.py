@@ -130,7 +130,7 @@ class FewStepDPMSolverAdaptive(SolverNode):
     SHOWN = ("order", "prediction", "solver_type", "atol", "rtol", "h_init", "theta", "thresholding")
     CHANGES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "order": {"low": 2, "high": 3, "tooltip": "3: DPM-Solver-23; 2: DPM-Solver-12."},
-        "solver_type": FewStepDPMSolverSinglestep.CHANGES["solver_type"] | {"advanced": True},
+        "solver_type": {**FewStepDPMSolverSinglestep.CHANGES["solver_type"], "advanced": True},
     }
     DISPLAY_NAME = "DPM-Solver Adaptive (FewStep)"
     DESCRIPTION = (

@@ -110,7 +110,7 @@ def test_examples_are_complete_and_run(path, host):
     if {node["class_type"] for node in prompt.values()} & {"FewStepLoadCalibration", "FewStepLoadDistilledLoRA"}:
         return  # their files belong to the real demo model, which test_templates runs
     images = next(ui["images"] for ui in executor.execute(prompt).ui.values() if "images" in ui)
-    assert len(images) >= 4
+    assert len(images) >= (1 if path.stem == "compare_solvers" else 4)  # that one is a labelled grid
     assert all((host.output_directory / image["filename"]).stat().st_size > 50 for image in images)
 
 
