@@ -32,7 +32,8 @@ LINKED: dict[str, Prompt] = {  # nodes before a corrector
     "FewStepDynamicCompensation": {"5": node("FewStepUniPC")},
     "FewStepDualFast": {"5": node("FewStepDDIM")},
     "FewStepTeleport": {
-        "4": node("FewStepLoadCalibration", model=["1", 0], file="digits-eps-moments-cfg2.safetensors"),
+        "1": node("FewStepDemoCheckpoint", form="flow"),
+        "4": node("FewStepLoadCalibration", model=["1", 0], file="digits-flow-moments-cfg2.safetensors"),
         "5": node("FewStepDPMSolverMultistep"),
     },
 }

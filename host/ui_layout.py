@@ -62,7 +62,7 @@ def to_ui(prompt: dict[str, dict[str, Any]], classes: Classes) -> dict[str, Any]
 
 
 def _has_plan(name: str, node: type[Any]) -> bool:
-    if name in ("FewStepKSampler", "FewStepPlanInspector"):
+    if name in ("FewStepKSampler", "FewStepPlanInspector", "FewStepFittedSolver"):
         return True
     return name.startswith("FewStep") and tuple(node.RETURN_TYPES) == ("SAMPLER",)
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import screenshots
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,3 +55,10 @@ def test_a_solver_file_stays_short():
 def test_the_core_imports_no_host():
     for path in (ROOT / "samplers").rglob("*.py"):
         assert not re.search(r"^\s*(from|import) (comfy|folder_paths|server|execution|nodes|latent_preview)\b", path.read_text("utf-8"), re.M), path
+
+
+def test_every_template_is_shown_in_both_themes():
+    """The page, the README's gallery and the pictures are those of today's templates."""
+    assert screenshots.PAGE.read_text("utf-8") == screenshots.page()
+    assert screenshots.gallery() in (ROOT / "README.md").read_text("utf-8")
+    assert {path.name for path in screenshots.FOLDER.iterdir()} == {f"{n}-{t}.webp" for n in screenshots.NAMES for t in screenshots.THEMES}

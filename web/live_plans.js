@@ -7,12 +7,14 @@ const LOOK_EVERY = 250; // ms; no event tells of every change in both renderers 
 const KEPT_RUNS = 32;
 const LONGEST_TEXT = 200; // prompts do not matter for a plan
 
+const WITH_MORE = ["FewStepKSampler", "FewStepPlanInspector", "FewStepFittedSolver"]; // with a plan, though not a SAMPLER alone
+
 /** Whether a node has a plan to show. */
 function hasPlan(node) {
   const kind = node.constructor?.comfyClass ?? node.comfyClass ?? "";
   if (!kind.startsWith("FewStep")) return false;
   const outputs = node.outputs ?? [];
-  return ["FewStepKSampler", "FewStepPlanInspector"].includes(kind) || (outputs.length === 1 && outputs[0].type === "SAMPLER");
+  return WITH_MORE.includes(kind) || (outputs.length === 1 && outputs[0].type === "SAMPLER");
 }
 
 /** A text that changes with what decides the plans: nodes, their modes, widgets and links; not places, colours or titles. */

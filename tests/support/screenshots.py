@@ -1,10 +1,11 @@
 """Pictures of the templates in both themes, and the page that shows them: ``python tests/support/screenshots.py [template...]``.
 
-Needs what the tests in ``tests/browser`` need. Writes ``docs/screenshots`` and ``docs/templates.md``.
+Needs what the tests in ``tests/browser`` need. Writes ``docs/screenshots``, ``docs/templates.md`` and the README's gallery.
 """
 
 import importlib.util
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ import fewstep
 from chrome import ROOT, serving, sitting
 from PIL import Image
 
-FOLDER, PAGE = ROOT / "docs" / "screenshots", ROOT / "docs" / "templates.md"
+FOLDER, PAGE, README = ROOT / "docs" / "screenshots", ROOT / "docs" / "templates.md", ROOT / "README.md"
 NAMES = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
 THEMES = ("light", "dark")
 USUAL = {"FewStepDemoCheckpoint", "FewStepSchedule"}  # in nearly every template
@@ -29,10 +30,22 @@ and its pictures anew.
 """
 
 
-def picture(name, folder="screenshots"):
+def picture(name, folder="screenshots", more=""):
     """HTML that shows the picture of the reader's own theme."""
     return (f'<picture><source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.webp">'
-            f'<img src="{folder}/{name}-light.webp" alt="The template {name} after a run"></picture>')
+            f'<img src="{folder}/{name}-light.webp" alt="The template {name} after a run"{more}></picture>')
+
+
+def gallery():
+    """The README's part: every template, small, as a link to its place on the page."""
+    shown = (picture(name, "docs/screenshots", f' title="{name}" width="200"') for name in NAMES)
+    links = (f'<a href="docs/templates.md#{name}">{html}</a>' for name, html in zip(NAMES, shown, strict=True))
+    return "\n".join(["<!-- templates -->", *links, "<!-- end of templates -->"])
+
+
+def sentence(text):
+    """The first one; "et al." ends none."""
+    return re.split(r"(?<!et al)\. ", text, maxsplit=1)[0].rstrip(".") + "."
 
 
 def page():
@@ -42,7 +55,7 @@ def page():
         drawing = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
         kinds = dict.fromkeys(node["type"] for node in drawing["nodes"])
         shown = [fewstep.NODE_CLASS_MAPPINGS[kind] for kind in kinds if kind in fewstep.NODE_CLASS_MAPPINGS and kind not in USUAL]
-        words = [f"- *{node.DISPLAY_NAME.removesuffix(' (FewStep)')}*: {node.DESCRIPTION.partition('. ')[0].rstrip('.')}." for node in shown]
+        words = [f"- *{node.DISPLAY_NAME.removesuffix(' (FewStep)')}*: {sentence(node.DESCRIPTION)}" for node in shown]
         parts.append("\n".join([f"## {name}", "", *words, *([""] if words else []), picture(name), ""]))
     return "\n".join(parts)
 
@@ -60,6 +73,8 @@ def main(names):
                 with Image.open(shots / f"page-{name}.png") as taken:
                     taken.convert("RGB").save(FOLDER / f"{name}-{theme}.webp", quality=80, method=6)
     PAGE.write_text(page(), "utf-8")
+    text = README.read_text("utf-8")
+    README.write_text(re.sub(r"<!-- templates -->.*<!-- end of templates -->", lambda _: gallery(), text, flags=re.S), "utf-8")
 
 
 if __name__ == "__main__":
