@@ -33,7 +33,7 @@ def test_every_node_can_be_added_from_the_search_box(graph):
 def test_solver_nodes_have_a_drawing_and_no_fresh_node_a_fault(graph):
     drawn = {i: fault for i, (fault, _) in ((i, d) for i, d in graph["drawings"].items() if d)}
     solvers = {i for i, node in fewstep.NODE_CLASS_MAPPINGS.items() if tuple(node.RETURN_TYPES) == ("SAMPLER",)}
-    assert set(drawn) == solvers | {"FewStepKSampler", "FewStepPlanInspector"}
+    assert set(drawn) == solvers | {"FewStepKSampler", "FewStepPlanInspector", "FewStepFittedSolver"}
     assert not any(drawn.values()), {i: graph["drawings"][i] for i, fault in drawn.items() if fault}
     assert sum("evaluations" in graph["drawings"][i][1] for i in solvers) >= 10
 

@@ -20,12 +20,14 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 GREY_LEVELS = 1
+TIMES_WRITTEN = 0.02  # of a comparison's picture, which says how long each run took
 
 
 @pytest.fixture
 def same(server, tmp_path):
     """Runs a prompt in both hosts and compares all pictures; gives those of ComfyUI."""
     def compare(prompt):
+        timed = any(node["class_type"] == "FewStepCompare" for node in prompt.values())
         entry = server.run(prompt)
         result = Executor(EmbeddedHost(tmp_path, temp_directory=tmp_path)).execute(prompt)
         assert set(entry["outputs"]) == set(result.ui)
@@ -36,7 +38,8 @@ def same(server, tmp_path):
             assert len(theirs) == len(ours) > 0
             for a, b in zip(theirs, ours, strict=True):
                 assert a.shape == b.shape and a.std() > 20, "a digit has dark and light parts"
-                assert np.abs(a.astype(int) - b.astype(int)).max() <= GREY_LEVELS
+                differs = np.abs(a.astype(int) - b.astype(int)) > GREY_LEVELS
+                assert differs.mean() <= TIMES_WRITTEN if timed else not differs.any()
             pictures += theirs
         assert pictures
         return pictures
