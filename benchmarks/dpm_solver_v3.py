@@ -10,37 +10,17 @@ corrector of the authors' settings (only without large guidance) and no bound on
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-import torch
-
-from ..samplers import Recipe, frames, grids, make_plan, run
+from ..samplers import Recipe, make_plan, run
 from ..samplers.analytic import GaussianMixture, start_noise
 from ..samplers.calibration.measure_statistics import lambda_grid, measure_statistics
 from ..samplers.errors import CalibrationWarning
-from .tables import markdown
+from .mixture_cells import BASES, GRIDS, GUIDANCES, MIXTURES, NFES, Cell, exact_end, grid_of, mse, place, report, starts
 
-GRIDS = {
-    "EDM, Karras from 80": (frames.edm(), "karras", {"t_T": 80.0, "t_0": 0.002}),
-    "VP, uniform t": (frames.linear_vp(), "uniform_t", {}),
-    "VP, uniform lambda": (frames.linear_vp(), "uniform_lambda", {}),
-    "flow, uniform t": (frames.flow(), "uniform_t", {}),
-}
-BASES = {
-    "DPM-Solver++ 2M": Recipe("dpm_solver_multistep", {"order": 2, "lower_order_final": "always"}),
-    "UniPC-2": Recipe("unipc", {"order": 2}),
-}
-
-
-class Row(NamedTuple):
-    """Mean-square errors by solver."""
-
-    mixture: int
-    grid: str
-    guidance: float
-    nfe: int
-    errors: dict[str, float]
+SAMPLES = 32
+BY = ("guidance", "NFE")
 
 
 def calibrated(statistics: Any, guidance: float) -> dict[str, Recipe]:
@@ -54,53 +34,30 @@ def calibrated(statistics: Any, guidance: float) -> dict[str, Recipe]:
     }
 
 
-def rows(
-    nfes: Sequence[int] = (5, 6, 8, 10), guidances: Sequence[float] = (1.0, 3.0, 7.5), mixtures: Sequence[int] = (0, 11),
-    noise_seeds: Sequence[int] = (1, 2), grid_names: Sequence[str] = tuple(GRIDS), points: int = 120, samples: int = 32,
-) -> Iterator[Row]:
-    """One row for each mixture, grid, guidance and number of evaluations."""
-    for mixture in mixtures:
+def cells() -> Iterator[Cell]:
+    """One for each mixture, grid, guidance and number of evaluations."""
+    for mixture in MIXTURES:
         model = GaussianMixture.make(mixture)
-        for name in grid_names:
-            frame, kind, ends = GRIDS[name]
-            first = grids.GRIDS[kind](frame, 200, end="zero", **ends)
-            start = torch.cat([start_noise(seed) for seed in noise_seeds]) * first.sigma[0]
-            for guidance in guidances:
+        for name in GRIDS:
+            frame, first, start = GRIDS[name][0], grid_of(name, 200), starts(name)
+            own = start_noise(700, (SAMPLES, 4, 8, 8)) * first.sigma[0]
+            for guidance in GUIDANCES:
                 denoiser = model.denoiser(frame, guidance)
-                own = start_noise(700, (samples, 4, 8, 8)) * first.sigma[0]
                 clean = run(make_plan("unipc", frame, first), denoiser, own)
                 statistics = measure_statistics(
-                    denoiser, frame, clean, lambda_grid(frame, points), guidance=guidance, batch=samples, seed=800
+                    denoiser, frame, clean, lambda_grid(frame, 120), guidance=guidance, batch=SAMPLES, seed=800
                 )
-                fine = grids.GRIDS[kind](frame, 1500, end="zero", **ends)
-                exact = run(make_plan("unipc", frame, fine, order=3), denoiser, start)
-                for nfe in nfes:
-                    grid = grids.GRIDS[kind](frame, nfe, end="zero", **ends)
+                exact = exact_end(name, denoiser, start)
+                for nfe in NFES:
                     solvers = {**BASES, **calibrated(statistics, guidance)}
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore", CalibrationWarning)
-                        plans = {solver: recipe.resolve(frame, grid) for solver, recipe in solvers.items()}
+                        plans = {solver: recipe.resolve(frame, grid_of(name, nfe)) for solver, recipe in solvers.items()}
                     assert all(plan.nfe == nfe for plan in plans.values())
-                    yield Row(mixture, name, guidance, nfe, {k: mse(run(p, denoiser, start), exact) for k, p in plans.items()})
-
-
-def mse(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean-square difference."""
-    return float((a - b).square().mean())
-
-
-def table(found: Sequence[Row]) -> str:
-    """The rows as Markdown; in brackets the ratio to the better base, below 1 a gain."""
-    names = list(found[0].errors)
-    head = ["mixture", "grid", "guidance", "NFE", *names]
-    lines = []
-    for row in found:
-        base = min(row.errors[name] for name in BASES)
-        cells = [str(row.mixture), row.grid, f"{row.guidance:g}", str(row.nfe)]
-        cells += [f"{e:.2g}" + ("" if name in BASES else f" (x{e / base:.2g})") for name, e in row.errors.items()]
-        lines.append(cells)
-    return markdown(head, lines)
+                    errors = {solver: mse(run(plan, denoiser, start), exact) for solver, plan in plans.items()}
+                    where = place(name, guidance, nfe, mixture=str(mixture))
+                    yield Cell(where, {base: errors.pop(base) for base in BASES}, errors)
 
 
 if __name__ == "__main__":
-    print(table(list(rows())))
+    print(report(cells(), BY))

@@ -23,7 +23,7 @@ from .lincomb import accumulation_dtype
 from .plan import Coefficient, LazyStages, Memory, Plan, Row, Stage
 from .solvers.exponential import KIND, Step, lagrange_weights, psi
 
-POINTS = 1024  # of a state: the root mean square over them is mostly within a tenth of that over all
+POINTS = 1024  # of a state: the root mean square over them is within a quarter of that over all
 MOST_LEVELS = 6  # a polynomial through more says nothing
 
 

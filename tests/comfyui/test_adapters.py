@@ -60,7 +60,7 @@ def test_hydra_and_routed_adapters_follow_their_formulas(numbers, case):
 @pytest.mark.parametrize("model", ["sd15", "flux", "demo"])
 @pytest.mark.parametrize("kind", ["plain", "whole"])
 def test_strengths_over_steps_are_the_strength_of_every_step(numbers, model, kind):
-    case = numbers("adapters.over_steps")[f"{model} {kind}"]
+    case = numbers("loaders.over_steps")[f"{model} {kind}"]
     assert case["restored"] == 0 and case["effect"] > 100 * 5e-6
     runs = {name: value for name, value in case.items() if name[-1] in "12"}
     assert len(runs) == (6 if kind == "plain" else 4)
@@ -70,7 +70,7 @@ def test_strengths_over_steps_are_the_strength_of_every_step(numbers, model, kin
 
 @pytest.mark.parametrize("form", ["eps", "v", "flow"])
 def test_the_demo_model_takes_loras_alike_in_both_hosts_and_by_the_stock_loader(numbers, form):
-    case = numbers("adapters.both_hosts")[form]
+    case = numbers("loaders.both_hosts")[form]
     assert case["stock"] == 0 and case["embedded"] < ROUNDING and case["picture"] < 1e-5 and case["merged"] > 20
     assert case["sigmas"] and case["reports"] and case["fingerprint"] and case["additions"]
 
@@ -80,12 +80,12 @@ def test_the_demo_model_takes_loras_alike_in_both_hosts_and_by_the_stock_loader(
     ("dmd2-sdxl-1step", [399]), ("tdm-pixart", [899, 674, 449, 224]),
 ])
 def test_trained_steps_are_entries_of_the_hosts_table(numbers, preset, times):
-    case = numbers("adapters.settings")[preset]
+    case = numbers("loaders.settings")[preset]
     assert case["times"] == times and case["exact"] and case["sigmas"][-1] == 0
 
 
 def test_flow_presets_are_the_hosts_own_shifted_levels(numbers):
-    found = numbers("adapters.settings")
+    found = numbers("loaders.settings")
     assert found["qwen-lightning"]["sigmas"] == pytest.approx(found["simple"]["flow 3"], abs=1e-7)
     assert found["dmd2-sdxl"]["sigmas"] == found["simple"]["sd"]
     assert found["wan21-lightx2v"]["sigmas"] == pytest.approx([1, .9375, .83333, .625, 0], abs=5e-6)
@@ -93,13 +93,13 @@ def test_flow_presets_are_the_hosts_own_shifted_levels(numbers):
 
 
 def test_one_step_models_see_unit_noise_and_x_0_models_their_output(numbers):
-    found = numbers("adapters.settings")
+    found = numbers("loaders.settings")
     assert found["one step"]["input"] < 1e-6 and found["one step"]["sigma"] == pytest.approx(1.1605784)
     assert found["x_0"]["output"] < 1e-6
 
 
 def test_full_size_networks_are_told_apart(numbers):
-    assert all(name == family for name, family in numbers("adapters.full_size").items()) and len(numbers("adapters.full_size")) == 13
+    assert all(name == family for name, family in numbers("loaders.full_size").items()) and len(numbers("loaders.full_size")) == 13
 
 
 @pytest.mark.parametrize(("case", "message"), {
@@ -110,12 +110,12 @@ def test_full_size_networks_are_told_apart(numbers):
     "old.pt": "fewstep convert-lora", "strength nan": "expected a finite number", "strength inf": "expected a finite number",
 }.items())
 def test_wrong_files_and_strengths_are_refused_by_name(numbers, case, message):
-    said = numbers("adapters.refused")[case]
+    said = numbers("loaders.refused")[case]
     assert said.startswith("AdapterError: ") and message in said
 
 
 def test_strength_zero_leaves_the_hosts_model_alone(numbers):
-    assert "strength is 0: the file is not applied" in numbers("adapters.refused")["strength 0"]
+    assert "strength is 0: the file is not applied" in numbers("loaders.refused")["strength 0"]
 
 
 def test_the_lora_loaders_report_follows_the_workflow(server, comfy_folder):
@@ -153,7 +153,7 @@ def test_the_lora_loaders_report_follows_the_workflow(server, comfy_folder):
 
 
 def test_the_shipped_loras_by_the_hosts_loader_and_by_the_packs(numbers):
-    found = numbers("adapters.shipped")
+    found = numbers("loaders.shipped")
     assert len(found) >= 6
     for name, case in found.items():
         assert case["mapped"] == case["applied"] == case["modules"] > 20, name
