@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..samplers import lincomb
 from .loops import STEPS, Loop
 
 READS = ("aten._local_scalar_dense.default", "aten.is_nonzero.default", "aten.equal.default")
@@ -36,10 +40,27 @@ class Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
+@contextmanager
+def _counted_kernel(counts: Counts, kernels: Any) -> Iterator[None]:
+    """The rows that a kernel computes in one call count as one operation: torch's dispatcher does not see it."""
+    if kernels is None:
+        yield
+        return
+    combine = kernels.combine
+
+    def counted(*args: Any) -> bool:
+        done: bool = combine(*args)
+        counts.large += done
+        return done
+
+    with mock.patch.object(kernels, "combine", counted):
+        yield
+
+
 def count(loop: Loop, x: torch.Tensor) -> dict[str, float]:
     """Per step: operations on states, on scalars, host reads, tensors made of the state's size (those kept in mind)."""
     loop.setup()
-    with Counts(x.numel()) as counts:
+    with Counts(x.numel()) as counts, _counted_kernel(counts, lincomb.kernels_for(x) or lincomb.cpu_kernels_for(x)):
         loop.run()
     return {
         "large_ops": counts.large / STEPS, "small_ops": counts.small / STEPS, "host_reads": counts.reads / STEPS,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..demo.schedule import alphas_cumprod
-from ..samplers import frames, grids, make_plan, run
+from ..samplers import frames, grids, lincomb, make_plan, run
 from ..samplers.plan import Plan
 from . import peers_diffusers, peers_sigmas
 from .methods import quiet
 
 STEPS = 20
+ALONE = "fewstep, torch alone"  # the pack where Numba is not installed
+LEAST = lincomb.CPU_LEAST
 FRAME = frames.discrete_vp(alphas_cumprod()).unit_alpha()
 GRID = grids.karras(FRAME, STEPS, end="zero")
 
@@ -97,8 +100,14 @@ def loops(x: torch.Tensor) -> list[Loop]:
     found = []
     for form, solver, options in OURS:
         label = f"{solver}({', '.join(f'{k}={v}' for k, v in options.items())})"
-        found.append(Loop("fewstep", label, form, *facts[form], _nothing, mine(plans[form])))
+        found.append(Loop("fewstep", label, form, *facts[form], partial(_with_kernel, True), mine(plans[form])))
+        if lincomb.cpu_kernels_for(x) is not None:
+            found.append(Loop(ALONE, label, form, *facts[form], partial(_with_kernel, False), mine(plans[form])))
     return [*found, *_sigma_loops(x, denoised, facts), *_diffusers_loops(x, denoised, facts)]
+
+
+def _with_kernel(on: bool) -> None:
+    lincomb.CPU_LEAST = LEAST if on else 1 << 62
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .error_tables import COLOURS, OURS
+from .loops import ALONE
 from .tables import markdown, preamble, write_csv
 
 Row = dict[str, Any]
@@ -39,7 +40,7 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     axes = figure.subplots(1, len(shapes), squeeze=False)[0]
     forms = list(dict.fromkeys(row["form"] for row in rows if row["package"] == OURS))
     for axis, shape in zip(axes, shapes, strict=True):
-        for package, colour in COLOURS.items():
+        for package, colour in {**COLOURS, ALONE: "#e59866"}.items():
             part = [row for row in rows if row["shape"] == shape and row["package"] == package]
             if part:
                 places = [forms.index(row["form"]) for row in part]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchsde", "triton")
+PACKAGES = ("torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchsde", "numba", "triton")
 
 
 def machine() -> dict[str, str]:

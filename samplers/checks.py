@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -11,18 +12,22 @@ from .errors import DenoiserError, PlanError
 
 def checked(denoised: torch.Tensor, y: torch.Tensor, k: int, sigma: float) -> torch.Tensor:
     """``denoised`` if it is a prediction for the state ``y``: a copy where it shares memory with it. Raises DenoiserError."""
-    where = f"at evaluation {k} (sigma {sigma:.6g}) the denoiser returned"
-    if not isinstance(denoised, torch.Tensor):
-        raise DenoiserError(f"{where} {type(denoised).__name__}, expected a tensor of shape {tuple(y.shape)}")
-    if denoised.shape != y.shape:
-        raise DenoiserError(f"{where} shape {tuple(denoised.shape)}, expected the state's shape {tuple(y.shape)}")
-    if denoised.dtype != y.dtype:
-        raise DenoiserError(f"{where} {denoised.dtype}, expected the state's {y.dtype}: convert its result with .to(x.dtype)")
-    if denoised.device != y.device:
-        raise DenoiserError(f"{where} a tensor on {denoised.device}, expected the state's {y.device}")
+    fits = isinstance(denoised, torch.Tensor) and denoised.shape == y.shape and denoised.dtype == y.dtype
+    if not fits or denoised.device != y.device:
+        raise DenoiserError(f"at evaluation {k} (sigma {sigma:.6g}) the denoiser returned {_misfit(denoised, y)}")
     # a denoiser may hand back its input; rows written in place must not reach a stored output
     same = denoised.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
     return denoised.clone() if same else denoised
+
+
+def _misfit(denoised: Any, y: torch.Tensor) -> str:
+    if not isinstance(denoised, torch.Tensor):
+        return f"{type(denoised).__name__}, expected a tensor of shape {tuple(y.shape)}"
+    if denoised.shape != y.shape:
+        return f"shape {tuple(denoised.shape)}, expected the state's shape {tuple(y.shape)}"
+    if denoised.dtype != y.dtype:
+        return f"{denoised.dtype}, expected the state's {y.dtype}: convert its result with .to(x.dtype)"
+    return f"a tensor on {denoised.device}, expected the state's {y.device}"
 
 
 def check_start(x: torch.Tensor) -> None:
@@ -76,7 +81,9 @@ class Finiteness:
 
     def check(self) -> None:
         """Raises DenoiserError naming the first evaluation whose prediction held NaN or infinity. Reads the device once."""
-        finite = torch.isfinite(torch.stack([number.to(self._numbers[0].dtype) for number in self._numbers])).tolist()
+        kinds = {number.dtype for number in self._numbers}  # sums in the state's precision, or its and the flags'
+        numbers = self._numbers if len(kinds) == 1 else [number.to(self._numbers[0].dtype) for number in self._numbers]
+        finite = torch.isfinite(torch.stack(numbers)).tolist()
         if not all(finite):
             k = finite.index(False)
             raise DenoiserError(

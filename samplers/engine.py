@@ -18,7 +18,7 @@ from .errors import Interrupted, NoiseError
 from .grids import Node
 from .hooks import Hook
 from .lincomb import Combiner, Sum, Term, accumulation_dtype
-from .memory import ahead_of, ends_of
+from .memory import ahead_of
 from .noise import NoiseSource, source_for
 from .plan import IDENTITY, Coefficient, Late, Memory, Plan, Row, Stage
 from .start import StartTransform
@@ -99,8 +99,7 @@ class Engine:
         """What the combiner needs for ``row``; draws its noise."""
         terms: list[Any] = [(row.x, self.x)] if row.reads_x else []
         for j, c in row.m.items():
-            scale = self._scales.get(j)
-            terms.append((c if scale is None else c * scale, self.outputs[j]))  # type: ignore[operator]
+            terms.append((c * self._scales[j] if j in self._scales else c, self.outputs[j]))  # type: ignore[operator]
         if row.reads_start:
             terms.append((row.x_T, self._start))
         if row.noise is not None:
@@ -171,22 +170,22 @@ class Engine:
 
     def _sum_up(self, rows: Sequence[Sum], denoised: torch.Tensor) -> None:
         """Computes a stage's rows and notes whether the prediction is finite, in the same pass where that is possible."""
-        flag = self.finite.flag(self.x.device) if self._combine.fused and rows else None
-        if rows and self._combine.rows(rows, None if flag is None else (denoised, flag)):
+        watch = (denoised, self.finite.flag(denoised.device)) if self._combine.fused else None
+        if rows and self._combine.rows(rows, watch):
             self.finite.note_flag()
         else:
             self.finite.note(denoised)
 
     def evaluate(self, y: torch.Tensor, sigma: torch.Tensor, stage: Stage) -> torch.Tensor:
         """The checked x_0 prediction at state ``y``; ``sigma`` [B] is what the denoiser is told."""
-        denoiser = self._denoiser
+        denoiser, level = self._denoiser, stage.node.sigma
         for hook in self._hooks:
             denoiser = partial(hook.evaluate, stage, denoiser=denoiser)
-        denoised = checked(denoiser(y, sigma), y, self.evaluations, stage.node.sigma)
+        denoised = checked(denoiser(y, sigma), y, self.evaluations, level)
         if self._combine.fused and y.is_contiguous():
             denoised = denoised.contiguous()  # the kernels go through memory in order
         self.evaluations += 1
-        self.finite.sigmas.append(stage.node.sigma)
+        self.finite.sigmas.append(level)
         return denoised
 
     def begin(self, start: StartTransform, report: Callable[[Stage, torch.Tensor], None]) -> None:
@@ -251,7 +250,7 @@ def run(
     # one transfer before the loop; a plan made while it runs needs one per stage
     levels = engine.sigma_tensor([] if fixed is None else [stage.node.sigma for stage in fixed.outline])
     table = levels[:, None].expand(-1, len(x)).unbind()
-    ends = {} if fixed is None else ends_of(fixed)
+    ends = {} if fixed is None else fixed.ends
     ahead = [] if fixed is None else ahead_of(fixed, (*plan.hooks, *hooks))
 
     def report(stage: Stage, denoised: torch.Tensor) -> None:

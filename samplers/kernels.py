@@ -2,7 +2,7 @@
 # (Triton's compiler reads these functions; annotations would be taken for its own)
 """Triton kernels: several rows in one pass over the tensors, one row with tensor coefficients, and noise.
 
-Imported only on CUDA (see ``lincomb.triton_kernels``), since Triton compiles for the device on first use and keeps the
+Imported only on CUDA (see ``lincomb.kernels_for``), since Triton compiles for the device on first use and keeps the
 result. Tensors are taken in storage order, so all of a call must share one dense layout; what does not fit is refused
 with None and left to torch. Sums are in float32.
 """

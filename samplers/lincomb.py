@@ -1,21 +1,22 @@
 """The one hot operation: ``y = sum_i c_i * x_i``, for one row or for several rows in order.
 
 Coefficients are Python floats, or tensors that broadcast over the state. States of 16 bits are accumulated in float32,
-others in their own precision. On CUDA all rows of a call are one Triton kernel (see ``kernels``); elsewhere, and where
-Triton is missing, a row is a chain of torch operations in place: measured on the CPU, nothing that runs without a compiler
-is faster (``docs/results.md``). No operation here reads a tensor on the host.
+others in their own precision. On CUDA all rows of a call are one Triton kernel (see ``kernels``), on the CPU one pass in
+machine code where Numba is installed (see ``kernels_cpu``); elsewhere a row is a chain of torch operations in place, which
+nothing that torch alone can do on the CPU is faster than (``docs/results.md``). No operation here reads a tensor on the host.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
 
 Term = tuple[float | torch.Tensor, torch.Tensor]
+CPU_LEAST, CPU_ONE_THREAD = 1 << 14, 1 << 17  # elements of a state, see cpu_kernels_for
 CPU_BLOCK = 1 << 16  # elements of a 16-bit state widened at a time: the float32 scratch stays in a core's cache
 
 
@@ -40,11 +41,11 @@ def place(coefficient: float | torch.Tensor, like: torch.Tensor) -> float | torc
 
 
 @cache
-def triton_kernels() -> Any:
-    """The module ``kernels``, imported when first needed, or None where Triton is missing or does not load."""
+def kernel_module(name: str) -> Any:
+    """The module of this package, imported when first needed, or None where its compiler is missing or does not load."""
     try:
-        return importlib.import_module(".kernels", __package__)
-    except Exception:  # a half-installed Triton fails in many ways; torch's own operations do the same work
+        return importlib.import_module(f".{name}", __package__)
+    except Exception:  # half-installed, or unlike this Python or numpy: many kinds of error; torch's operations do the same work
         return None
 
 
@@ -52,7 +53,18 @@ def kernels_for(like: torch.Tensor) -> Any:
     """The Triton kernels where they can serve states like this one, else None: CUDA itself, not ROCm, up to 32 bits."""
     if not like.is_cuda or torch.version.hip is not None or like.dtype == torch.float64:
         return None
-    return triton_kernels()
+    return kernel_module("kernels")
+
+
+def cpu_kernels_for(like: torch.Tensor) -> Any:
+    """The kernels for the CPU where they can serve states like this one, else None.
+
+    Where torch has several threads, its own operations are faster on large states; for small ones loading Numba does not pay.
+    """
+    threads = 1 if like.numel() <= CPU_ONE_THREAD else torch.get_num_threads()
+    if like.device.type != "cpu" or like.dtype != torch.float32 or like.numel() < CPU_LEAST or threads > 1:
+        return None
+    return kernel_module("kernels_cpu")
 
 
 class Combiner:
@@ -61,7 +73,7 @@ class Combiner:
     def __init__(self, like: torch.Tensor) -> None:
         self._narrow = accumulation_dtype(like.dtype) != like.dtype
         self._scratch: torch.Tensor | None = None
-        self._kernels = kernels_for(like)
+        self._kernels = kernels_for(like) or cpu_kernels_for(like)
 
     @property
     def fused(self) -> bool:
@@ -89,11 +101,12 @@ class Combiner:
         Returns:
             Whether ``watch`` was done.
         """
-        watched = watch is not None and any(x is watch[0] for row in rows for _, x in row.terms)
-        if self._kernels is not None and self._kernels.combine(rows, watch if watched else None):
+        kernels = None if torch.is_grad_enabled() and _needs_gradients(rows) else self._kernels
+        watched = kernels is not None and watch is not None and _reads(rows, watch[0])
+        if kernels is not None and kernels.combine(rows, watch if watched else None):
             return watched
         for row in rows:
-            if self._kernels is None or len(rows) == 1 or not self._kernels.combine([row]):
+            if kernels is None or len(rows) == 1 or not kernels.combine([row]):
                 (self._widened if self._narrow else _chain)(*row)
         return False
 
@@ -114,6 +127,18 @@ class Combiner:
             target.copy_(_chain([(c, x[i : i + CPU_BLOCK]) for c, x in flat], total, None))
 
 
+def _needs_gradients(rows: Sequence[Sum]) -> bool:
+    return any(x.requires_grad for row in rows for _, x in row.terms)
+
+
+def _reads(rows: Sequence[Sum], tensor: torch.Tensor) -> bool:
+    for row in rows:
+        for _, x in row.terms:
+            if x is tensor:
+                return True
+    return False
+
+
 def _chain(terms: Sequence[Term], total: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
     """The row as operations on ``total``, which is in accumulation precision."""
     rest = list(terms)
@@ -122,7 +147,7 @@ def _chain(terms: Sequence[Term], total: torch.Tensor, offset: torch.Tensor | No
         first = 0 if terms[0][1] is total else next((i for i, (_, t) in enumerate(terms) if t is total), 0)
         c, x = rest.pop(first)
         alike = x.dtype == total.dtype
-        if alike and not isinstance(c, torch.Tensor) and c != 1.0 and (weights := _mean_weights(c, rest)):
+        if alike and not isinstance(c, torch.Tensor) and c != 1.0 and (weights := _mean_weights(c, *(c for c, _ in rest))):
             for (_, m), w in zip(rest, weights, strict=True):
                 x = torch.lerp(x, m, w, out=total)
             rest = []
@@ -147,18 +172,24 @@ def _chain(terms: Sequence[Term], total: torch.Tensor, offset: torch.Tensor | No
     return total
 
 
-def _mean_weights(first: float, rest: Sequence[Term]) -> list[float] | None:
-    """The weights with which terms whose coefficients sum to 1 are averaged one after another, else None.
+def _mean_weights(*coefficients: float | torch.Tensor) -> tuple[float, ...]:
+    """The weights with which terms whose coefficients sum to 1 are averaged one after another, else nothing.
 
     Such are the rows of data-predicting methods wherever alpha or alpha + sigma is 1. One operation less than a product
     and sums, and as exact: a weight near 1, whose rounding would weigh on the terms before it, is refused.
     """
-    total, weights = first, []
-    for c, _ in rest:
+    for c in coefficients:
         if isinstance(c, torch.Tensor):
-            return None
+            return ()
+    return _weights(coefficients)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4096)  # a plan's rows come back in every run
+def _weights(coefficients: tuple[float, ...]) -> tuple[float, ...]:
+    total, weights = coefficients[0], []
+    for c in coefficients[1:]:
         before, total = total, total + c
         if abs(total) < 1e-3 or abs(before) < 0.25 * abs(total):
-            return None
+            return ()
         weights.append(c / total)
-    return weights if abs(total - 1.0) < 2e-15 else None
+    return tuple(weights) if abs(total - 1.0) < 2e-15 else ()

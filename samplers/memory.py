@@ -1,4 +1,4 @@
-"""How much a plan holds: the engine's buffers, counted before the run, and what the engine may free or compute early."""
+"""How much a plan holds: the engine's buffers, counted before the run, and what the engine may compute early."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def peak_latents(plan: Plan) -> int:
             own_x = True
             xi = xi or stage.carry.noise is not None
         peak = max(peak, count(held))
-        for j in [j for j in live if plan.last_read.get(j, j) <= k]:
+        for j in plan.ends.get(k, ()):
             live.discard(j)
             if j in copied:
                 own_outputs -= 1
@@ -52,16 +52,6 @@ def peak_latents(plan: Plan) -> int:
     own_x = own_x or not plan.final.is_identity
     peak = max(peak, count())
     return peak if plan.start is None else max(peak + 1, plan.start.latents)  # the caller's state and the one it became
-
-
-def ends_of(plan: Plan) -> dict[int, list[int]]:
-    """Outputs that no row reads after stage k, by k."""
-    ends: dict[int, list[int]] = {}
-    for j in range(len(plan.stages)):
-        last = plan.last_read.get(j, j)
-        if last < len(plan.stages):
-            ends.setdefault(last, []).append(j)
-    return ends
 
 
 def ahead_of(plan: Plan, hooks: Sequence[Hook]) -> list[Row | None]:

@@ -62,7 +62,7 @@ class Stage:
         p, q = coefficients(self.kind, self.node.alpha, self.node.sigma)
         return float(p), float(q)
 
-    @property
+    @cached_property
     def stores_x_0(self) -> bool:
         """Whether the prediction is stored as it is, without a copy."""
         return is_zero(self.store[0]) and is_one(self.store[1])
@@ -249,6 +249,16 @@ class Plan:
         for j in self.final.m:
             last[j] = len(self.stages)
         return last
+
+    @cached_property
+    def ends(self) -> dict[int, list[int]]:
+        """Outputs that no row reads after stage k, by k."""
+        ends: dict[int, list[int]] = {}
+        for j in range(len(self.stages)):
+            last = self.last_read.get(j, j)
+            if last < len(self.stages):
+                ends.setdefault(last, []).append(j)
+        return ends
 
     @cached_property
     def start_last_read(self) -> int:

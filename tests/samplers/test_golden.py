@@ -21,7 +21,7 @@ RUNNERS = runners()
 def settings_by_case(head):
     """The settings of each case; a file without a list of cases has one JSON object per case."""
     if "cases" not in head:
-        values = {name: json.loads(text) for name, text in head.items() if text.startswith("{")}
+        values = {name: json.loads(text) for name, text in sorted(head.items()) if text.startswith("{")}
         return {name: value for name, value in values.items() if isinstance(value, dict)}
     listed = json.loads(head["cases"])
     return {c["name"]: c for c in listed if isinstance(c, dict)} or {name: json.loads(head.get(name, "{}")) for name in listed}
