@@ -69,3 +69,18 @@ def text():
         return [[row, {}]]
 
     return encode
+
+
+@pytest.fixture
+def embedded(tmp_path):
+    """The embedded host with the real demo model and two files."""
+    from demo_loras import DEMO, lora_file
+    from fewstep.host.embedded import EmbeddedHost
+    from fewstep.nodes.host import use_host
+
+    loras = tmp_path / "models" / "loras"
+    lora_file(loras / "digits.safetensors", metadata=DEMO)
+    lora_file(loras / "sub" / "plain.safetensors", seed=2)
+    with use_host(EmbeddedHost(tmp_path / "out", models_directory=tmp_path / "models")) as host:
+        host.loras = loras
+        yield host

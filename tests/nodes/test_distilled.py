@@ -6,79 +6,15 @@ import shutil
 
 import pytest
 import torch
-from fewstep.host.embedded import EmbeddedHost
+from demo_loras import DEMO, SHAPES, checkpoint, load, lora_file, run, sampled, weights
 from fewstep.host.errors import HostInputError
 from fewstep.nodes import NODE_CLASS_MAPPINGS as CLASSES
 from fewstep.nodes.graph import files_before, used_after
-from fewstep.nodes.host import HostError, use_host
 from fewstep.nodes.sampling import recipe_of
-from fewstep.samplers.errors import AdapterError, FewStepError, OptionError
+from fewstep.samplers.errors import AdapterError
 from safetensors.torch import save_file
 
-DEMO = {"fewstep.method": "dmd2", "fewstep.timesteps": "[999, 749, 499, 249]", "fewstep.update": "renoise", "fewstep.guidance": "2.0"}
-SHAPES = {"down1.conv1": (48, 48, 3, 3), "attention.qkv": (288, 96, 1, 1), "middle1.film": (192, 128)}
 
-
-def lora_file(path, shapes=None, rank=2, seed=1, metadata=None, base="diffusion_model.{}", scale=0.05):
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, shape in (shapes or SHAPES).items():
-        module = base.format(name)
-        tensors[f"{module}.lora_down.weight"] = torch.randn(rank, *shape[1:], generator=generator) * scale
-        tensors[f"{module}.lora_up.weight"] = torch.randn(shape[0], rank, *(1,) * (len(shape) - 2), generator=generator)
-        tensors[f"{module}.alpha"] = torch.tensor(1.0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata)
-    return tensors
-
-
-@pytest.fixture
-def embedded(tmp_path):
-    """The embedded host with the real demo model and three files."""
-    loras = tmp_path / "models" / "loras"
-    lora_file(loras / "digits.safetensors", metadata=DEMO)
-    lora_file(loras / "sub" / "plain.safetensors", seed=2)
-    with use_host(EmbeddedHost(tmp_path / "out", models_directory=tmp_path / "models")) as host:
-        host.loras = loras
-        yield host
-
-
-def run(node, *args, **widgets):
-    """The node's outputs, every widget that is not given at its default."""
-    cls = CLASSES[node]
-    values = {}
-    for group in ("required", "optional"):
-        for name, (_, settings) in cls.INPUT_TYPES().get(group, {}).items():
-            if "default" in settings:
-                values[name] = settings["default"]
-    result = getattr(cls(), cls.FUNCTION)(**{**values, **widgets})
-    return result["result"] if isinstance(result, dict) else result
-
-
-def checkpoint(form="eps"):
-    return run("FewStepDemoCheckpoint", form=form)
-
-
-def load(name="digits.safetensors", form="eps", **widgets):
-    model = widgets.pop("model", None) or checkpoint(form)[0]
-    return run("FewStepLoadDistilledLoRA", model=model, lora_name=name, **widgets)
-
-
-def weights(model):
-    patched = model.patched_model()
-    own = dict(patched.diffusion_model.state_dict())
-    return {**own, **(patched.weights or {})}
-
-
-def sampled(model, clip, sampler, sigmas, cfg=1.0, seed=3, size=8, conds=None):
-    from fewstep.nodes.host import get_host
-
-    positive, negative = conds or [clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("3", "")]
-    latent = {"samples": torch.zeros(2, 4, size, size)}
-    return get_host().sample(model, seed, cfg, sampler, sigmas, positive, negative, latent)["samples"]
-
-
-# the loader
 def test_the_loader_patches_the_weights_and_gives_the_files_own_settings(embedded):
     model, clip, _ = checkpoint()
     changed, same_clip, sampler, sigmas, cfg, steps, report = load(model=model, clip=clip, strength=0.5)
@@ -268,78 +204,6 @@ def test_a_network_that_predicts_the_picture(embedded):
     assert "taken for the picture itself" in report and model.model.model_sampling.prediction == "eps"
 
 
-# routed adapters and strengths over steps
-def routed(path):
-    generator = torch.Generator().manual_seed(4)
-    save_file({
-        "diffusion_model.middle1.film.lora_a": torch.randn(3, 2, 64, 2, generator=generator),
-        "diffusion_model.middle1.film.lora_b": torch.randn(3, 2, 2, 96, generator=generator),
-        "module_logits": torch.randn(2, 6, generator=generator),
-    }, path, {"task_names": json.dumps(["thin", "bold"])})
-
-
-def test_a_task_of_a_routed_file(embedded):
-    routed(embedded.loras / "routed.safetensors")
-    model, *_ = checkpoint()
-    results = [run("FewStepLoadRoutedAdapter", model=model, lora_name="routed.safetensors", task=task) for task in ("thin", "bold")]
-    thin, bold = (weights(m)["middle1.film.weight"] for m, _ in results)
-    assert (thin - bold).abs().max() > 1e-3 and "1 of 1 modules used" in results[0][1]
-    with pytest.raises(AdapterError, match="thin, bold"):
-        run("FewStepLoadRoutedAdapter", model=model, lora_name="routed.safetensors", task="none")
-    with pytest.raises(AdapterError, match="use Load Routed Adapter"):
-        load("routed.safetensors", model=model)
-
-
-def over_steps(model, **widgets):
-    sigmas = torch.cat([model.model.model_sampling.sigmas[[999, 749, 499, 249]], torch.zeros(1)])
-    return run("FewStepLoRAOverSteps", model=model, lora_name="digits.safetensors", sigmas=sigmas, **widgets), sigmas
-
-
-def test_a_constant_strength_over_steps_is_the_plain_load(embedded):
-    model, clip, _ = checkpoint()
-    (changed, _, _, report), sigmas = over_steps(model, strengths="0.5")
-    plain, _, sampler, *_ = load(model=model, strength=0.5)
-    a, b, base = (sampled(m, clip, sampler, sigmas) for m in (changed, plain, model))
-    assert (a - b).abs().max() < 1e-4 < (a - base).abs().max() and "added while the network runs" in report
-    assert torch.equal(sampled(model, clip, sampler, sigmas), base)  # the shared network is as it was
-
-
-def test_strengths_fade_and_two_files_hand_over(embedded):
-    model, clip, _ = checkpoint()
-    (fading, *_), sigmas = over_steps(model, strengths="1, 1, 0, 0")
-    seen = []
-
-    def levels(m):
-        patched = m.patched_model()
-        for sigma in sigmas[:-1]:
-            x = torch.ones(1, 4, 8, 8)
-            seen.append(patched.apply_model(x, sigma.reshape(1), clip.encode_from_tokens_scheduled({"text": "3"})[0][0]))
-        return [seen.pop(-k) for k in range(len(sigmas) - 1, 0, -1)]
-
-    base, full = levels(model), levels(load(model=model)[0])
-    for i, found in enumerate(levels(fading)):
-        torch.testing.assert_close(found, (full if i < 2 else base)[i], rtol=1e-4, atol=1e-4)
-    (both, *_, report), _ = over_steps(model, strengths="1, 1, 0, 0", second_lora="sub/plain.safetensors")
-    second = levels(load("sub/plain.safetensors", model=model)[0])
-    for i, found in enumerate(levels(both)):
-        torch.testing.assert_close(found, (full if i < 2 else second)[i], rtol=1e-4, atol=1e-4)
-    assert "strengths of sub/plain.safetensors: 0, 0, 1, 1" in report
-
-
-def test_whole_weights_over_steps_need_the_real_host_and_prompts(embedded):
-    save_file({"diffusion_model.middle1.film.diff": torch.ones(192, 128)}, embedded.loras / "digits.safetensors")
-    model, clip, _ = checkpoint()
-    with pytest.raises(OptionError, match="connect positive and negative"):
-        over_steps(model)
-    conds = [clip.encode_from_tokens_scheduled({"text": ""})] * 2
-    with pytest.raises(HostError, match="only ComfyUI can rebuild"):
-        over_steps(model, positive=conds[0], negative=conds[1])
-    with pytest.raises(FewStepError, match="whole weights"):
-        over_steps(model, method="additions")
-    with pytest.raises(OptionError, match="method is 'both'"):
-        over_steps(model, method="both")
-
-
 # the stock loader and the command
 def test_the_stock_loader_takes_plain_loras(embedded, caplog):
     from fewstep.host.executor import all_classes
@@ -357,21 +221,6 @@ def test_a_patched_model_has_another_fingerprint(embedded):
     model, *_ = checkpoint()
     changed = load(model=model)[0]
     assert embedded.weights(model)[1] is None and embedded.weights(changed)[1] != embedded.weights(load(model=model, strength=0.5)[0])[1]
-
-
-def test_a_model_with_additions_has_another_fingerprint(embedded):
-    """A calibration of the bare model, or of another fade, is not this model's."""
-    from fewstep.nodes.calibration import fingerprint_of
-
-    model, *_ = checkpoint()
-    bare, *added = [fingerprint_of(m) for m in (
-        model, *(over_steps(model, **w)[0][0] for w in (
-            {"strengths": "1, 0"}, {"strengths": "1, 0.5"}, {"strengths": "1, 0", "second_lora": "sub/plain.safetensors"}, {"strengths": "1, 0"}))
-    )]
-    assert all("other LoRAs" in bare.difference(a) for a in added) and added[0].difference(added[3]) is None
-    assert all("other LoRAs" in added[0].difference(a) for a in added[1:3])
-    lora_file(embedded.loras / "digits.safetensors", seed=9, metadata=DEMO)
-    assert "other LoRAs" in added[0].difference(fingerprint_of(over_steps(model, strengths="1, 0")[0][0]))
 
 
 def test_a_workflow_with_a_lora_runs_and_its_file_is_part_of_the_cache(embedded, tmp_path):
