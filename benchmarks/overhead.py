@@ -70,7 +70,12 @@ def measure(shape: Sequence[int], device: str, dtype: torch.dtype, rounds: int, 
             total += timed(function, clock, device)
         return total / runs / STEPS
 
-    first = {key: block(key, 1) * STEPS for key in work}  # allocations, compilations
+    def warm(key: Any) -> float:
+        """Seconds of a run, the first one not counted unless it is very slow: it compiles, loads and allocates."""
+        seconds = block(key, 1) * STEPS
+        return seconds if seconds > VERY_SLOW_S else block(key, 1) * STEPS
+
+    first = {key: warm(key) for key in work}
     times = {key: [seconds / STEPS] if seconds > VERY_SLOW_S else [] for key, seconds in first.items()}
     for i in range(rounds):
         order = [key for key in work if first[key] < SLOW_S or (i < 3 and first[key] < VERY_SLOW_S)]
