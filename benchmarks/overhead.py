@@ -1,8 +1,9 @@
 """Step overhead: ``python -m fewstep.benchmarks.overhead [--out DIR]`` writes overhead.csv, overhead.md, overhead.png.
 
 What a step costs beside the model: time, launches and new tensors of the state's size, with a denoiser that costs nothing.
-All methods run in one process, interleaved in shuffled order; times are medians. The yardstick is one pass: the time to
-read or write one state, by copies that go round as many states as the plan holds. A plan's ideal is its rows' reads and writes.
+All methods run in one process, interleaved in shuffled order, in inference mode as in ComfyUI; times are medians. The
+yardstick is one pass: the time to read or write one state, by copies that go round as many states as the plan holds. A
+plan's ideal is its rows' reads and writes.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def main() -> None:
     rows: list[Row] = []
     for shape in args.shapes:
         sizes = [int(n) for n in shape.split("x")]
-        rows += measure(sizes, args.device, getattr(torch, args.dtype), args.rounds, clock)
+        with torch.inference_mode():  # as ComfyUI runs every node
+            rows += measure(sizes, args.device, getattr(torch, args.dtype), args.rounds, clock)
         for row in rows:
             if row["shape"] == shape:
                 print(*(number(row[k]) for k in ("shape", "package", "method", "us", "ratio")), flush=True)

@@ -15,7 +15,9 @@ def checked(denoised: torch.Tensor, y: torch.Tensor, k: int, sigma: float) -> to
     fits = isinstance(denoised, torch.Tensor) and denoised.shape == y.shape and denoised.dtype == y.dtype
     if not fits or denoised.device != y.device:
         raise DenoiserError(f"at evaluation {k} (sigma {sigma:.6g}) the denoiser returned {_misfit(denoised, y)}")
-    # a denoiser may hand back its input; rows written in place must not reach a stored output
+    # a denoiser may hand back its input, or a view of it; rows written in place must not reach a stored output
+    if denoised.data_ptr() != y.data_ptr() and denoised.is_contiguous():
+        return denoised
     same = denoised.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
     return denoised.clone() if same else denoised
 
@@ -73,11 +75,11 @@ class Finiteness:
         """A float32 zero in which a kernel may leave NaN in place of a sum; ``note_flag`` says that it did the work."""
         if not self._flags:
             self._flags = list(torch.zeros(32, device=device).unbind())
-        return self._flags[-1]
+        return self._flags.pop()
 
-    def note_flag(self) -> None:
+    def note_flag(self, flag: torch.Tensor) -> None:
         """Takes the flag as the evaluation's number."""
-        self._numbers.append(self._flags.pop())
+        self._numbers.append(flag)
 
     def check(self) -> None:
         """Raises DenoiserError naming the first evaluation whose prediction held NaN or infinity. Reads the device once."""

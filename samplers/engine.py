@@ -172,7 +172,7 @@ class Engine:
         """Computes a stage's rows and notes whether the prediction is finite, in the same pass where that is possible."""
         watch = (denoised, self.finite.flag(denoised.device)) if self._combine.fused else None
         if rows and self._combine.rows(rows, watch):
-            self.finite.note_flag()
+            self.finite.note_flag(watch[1])  # type: ignore[index]
         else:
             self.finite.note(denoised)
 

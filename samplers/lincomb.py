@@ -95,16 +95,14 @@ class Combiner:
         """Computes ``rows`` in order; a row may read what an earlier one wrote.
 
         Args:
-            watch: (tensor, flag): where a kernel reads the tensor anyway, it leaves NaN in the float32 scalar ``flag``
-                if the tensor holds NaN or infinity.
+            watch: (tensor, flag): a kernel also leaves NaN in the float32 scalar ``flag`` if the tensor holds NaN or infinity.
 
         Returns:
             Whether ``watch`` was done.
         """
         kernels = None if torch.is_grad_enabled() and _needs_gradients(rows) else self._kernels
-        watched = kernels is not None and watch is not None and _reads(rows, watch[0])
-        if kernels is not None and kernels.combine(rows, watch if watched else None):
-            return watched
+        if kernels is not None and kernels.combine(rows, watch):
+            return watch is not None
         for row in rows:
             if kernels is None or len(rows) == 1 or not kernels.combine([row]):
                 (self._widened if self._narrow else _chain)(*row)
@@ -128,13 +126,9 @@ class Combiner:
 
 
 def _needs_gradients(rows: Sequence[Sum]) -> bool:
-    return any(x.requires_grad for row in rows for _, x in row.terms)
-
-
-def _reads(rows: Sequence[Sum], tensor: torch.Tensor) -> bool:
     for row in rows:
         for _, x in row.terms:
-            if x is tensor:
+            if x.requires_grad:
                 return True
     return False
 
