@@ -3,7 +3,8 @@
 Coefficients are Python floats, or tensors that broadcast over the state. States of 16 bits are accumulated in float32,
 others in their own precision. On CUDA all rows of a call are one Triton kernel (see ``kernels``), on the CPU one pass in
 machine code where Numba is installed (see ``kernels_cpu``); elsewhere a row is a chain of torch operations in place, which
-nothing that torch alone can do on the CPU is faster than (``docs/results.md``). No operation here reads a tensor on the host.
+nothing that torch alone can do on the CPU is faster than (``docs/results.md``). Rows that come again on the same
+memory of a GPU can be one launch (see ``graphs``). No operation here reads a tensor on the host.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
+
+from .graphs import graphs_for
 
 Term = tuple[float | torch.Tensor, torch.Tensor]
 CPU_LEAST, CPU_ONE_THREAD = 1 << 14, 1 << 17  # elements of a state, see cpu_kernels_for
@@ -74,6 +77,7 @@ class Combiner:
         self._narrow = accumulation_dtype(like.dtype) != like.dtype
         self._scratch: torch.Tensor | None = None
         self._kernels = kernels_for(like) or cpu_kernels_for(like)
+        self._graphs = graphs_for(like)
 
     @property
     def fused(self) -> bool:
@@ -100,6 +104,12 @@ class Combiner:
         Returns:
             Whether ``watch`` was done.
         """
+        if self._graphs is not None and (self._scratch is not None or not self._narrow):  # a recording must not make the scratch
+            tensors = (self._scratch, *(watch or ()))
+            return self._graphs.run(rows, tensors, self._kernels is None, lambda: self._compute(rows, watch))
+        return self._compute(rows, watch)
+
+    def _compute(self, rows: Sequence[Sum], watch: tuple[torch.Tensor, torch.Tensor] | None) -> bool:
         kernels = None if torch.is_grad_enabled() and _needs_gradients(rows) else self._kernels
         if kernels is not None and kernels.combine(rows, watch):
             return watch is not None
