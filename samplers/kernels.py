@@ -148,21 +148,25 @@ def combine(rows, watch=None):
     """
     if any(isinstance(c, torch.Tensor) for row in rows for c, _ in row.terms) or any(row.offset is not None for row in rows):
         return len(rows) == 1 and _combine_tensors(rows[0])
+    if len(rows) > MAX_ROWS:
+        return False
     inputs = [] if watch is None else [watch[0]]
+    places, written = {id(x): k for k, x in enumerate(inputs)}, {}  # of tensors, among the inputs and the rows before
     table = [[0.0] * (MAX_INPUTS + r) for r in range(MAX_ROWS)]
     for r, row in enumerate(rows):
-        written = [earlier.out for earlier in rows[:r]]
         for c, x in row.terms:
-            newest = _place_of(x, written[::-1])
-            if newest is not None:
-                table[r][MAX_INPUTS + r - 1 - newest] += float(c)
+            earlier = written.get(id(x))
+            if earlier is not None:
+                table[r][MAX_INPUTS + earlier] += float(c)
                 continue
-            if _place_of(x, inputs) is None:
+            k = places.setdefault(id(x), len(inputs))
+            if k == len(inputs):
                 inputs.append(x)
-            if len(inputs) <= MAX_INPUTS:
-                table[r][_place_of(x, inputs)] += float(c)
+            if k < MAX_INPUTS:
+                table[r][k] += float(c)
+        written[id(row.out)] = r
     out = rows[0].out
-    if len(rows) > MAX_ROWS or not 0 < len(inputs) <= MAX_INPUTS or not _alike([*inputs, *(row.out for row in rows)]):
+    if not 0 < len(inputs) <= MAX_INPUTS or not _alike([*inputs, *(row.out for row in rows)]):
         return False
     outs = [row.out for row in rows] + [out] * (MAX_ROWS - len(rows))
     xs = inputs + [out] * (MAX_INPUTS - len(inputs))
@@ -218,10 +222,6 @@ def add_normals(out, seeds, key, weight, *, add):
     half = (n + 1) // 2
     with _on(out):
         _normals[(triton.cdiv(half, BLOCK), len(out))](out, seeds, key, weight, n, half, ADD=add, BLOCK=BLOCK)
-
-
-def _place_of(x, tensors):
-    return next((i for i, t in enumerate(tensors) if t is x), None)
 
 
 def _alike(tensors):

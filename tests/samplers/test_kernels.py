@@ -98,6 +98,12 @@ def test_what_the_kernels_refuse_goes_to_torch(use_kernels):
     many = [draw(i) for i in range(9)]
     torch.testing.assert_close(Combiner(x)([(0.1, t) for t in many], torch.empty_like(x)), sum(0.1 * t for t in many), atol=1e-6, rtol=1e-5)
     assert use_kernels == []
+    outs = [draw(k) for k in range(4)]
+    Combiner(x).rows([Sum([(k + 1.0, m), (1.0, x)], out) for k, out in enumerate(outs)])  # more rows than one launch takes
+    for k, out in enumerate(outs):
+        torch.testing.assert_close(out, (k + 1.0) * m + x)
+    assert use_kernels == [1] * 4
+    use_kernels.clear()
     per_sample, out = draw(4, shape=(2, 1, 1, 1)), torch.empty_like(x)
     Combiner(x).rows([Sum([(per_sample, x)], out), Sum([(1.0, out), (1.0, m)], m)])  # row by row, in order
     assert use_kernels == [1, 1]
