@@ -224,7 +224,7 @@ class Estimates(Hook):
         slots: Mapping[int, Any] = {**{j % self._kept: c for j, c in found.row.m.items()}, self._kept: found.row.x_T}
         if found.row.has_numbers and found.row.offset is None:
             weights = torch.tensor([scale * slots.get(i, 0.0) for i in range(self._kept + 1)], dtype=self._history.dtype)
-            return _Table(weights.to(like.device), None)
+            return _Table(weights.to(like.device, non_blocking=True), None)
         rows = [scale * self._spread(slots.get(i, 0.0), like) + torch.zeros_like(self._difference) for i in range(self._kept + 1)]
         offset = found.row.offset
         return _Table(torch.stack(rows), None if offset is None else scale * self._spread(offset, like))
@@ -237,7 +237,7 @@ class Estimates(Hook):
         if not isinstance(c, torch.Tensor):
             return float(c)
         shaped = c if c.ndim == like.ndim - 1 else c.reshape(-1, *(1,) * (like.ndim - 2))
-        return self._points(shaped.to(self._history).expand(like.shape))
+        return self._points(shaped.to(self._history, non_blocking=True).expand(like.shape))
 
 
 class _Table(NamedTuple):

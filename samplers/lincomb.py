@@ -122,11 +122,11 @@ class Combiner:
         """A row of a 16-bit state, summed in float32: on the CPU block by block where the tensors are plain lists of numbers."""
         plain = offset is None and not any(isinstance(c, torch.Tensor) for c, _ in terms)
         if not (out.device.type == "cpu" and plain and out.is_contiguous() and all(x.is_contiguous() for _, x in terms)):
-            if self._scratch is None or self._scratch.numel() < out.numel():
+            if self._scratch is None or self._scratch.shape != out.shape:
                 self._scratch = torch.empty_like(out, dtype=torch.float32)
             out.copy_(_chain(terms, self._scratch, offset))
             return
-        if self._scratch is None:
+        if self._scratch is None or self._scratch.ndim != 1:
             self._scratch = torch.empty(min(CPU_BLOCK, out.numel()), dtype=torch.float32)
         flat = [(c, x.view(-1)) for c, x in terms]
         for i in range(0, out.numel(), CPU_BLOCK):

@@ -15,6 +15,15 @@ if "fewstep" not in sys.modules:
 
 sys.path.append(str(Path(__file__).parent / "support"))  # what several test files share
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
+
+
+def pytest_collection_modifyitems(items):
+    """``-m cuda`` runs all that only a GPU can show; without one those tests are skipped."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device: torch.cuda.is_available() is False"))

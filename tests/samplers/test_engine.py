@@ -16,21 +16,7 @@ from fewstep.samplers.plan import IDENTITY, Plan
 from host_reads import HostReads
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-
-FRAME = frames.edm()
-GRID = grids.karras(FRAME, 7, end="zero", t_T=14.6, t_0=0.03)
-FIXED = [n for n in solver_names() if n != "dpm_solver_adaptive"]
-VARIANTS = [
-    *((n, {}) for n in FIXED if n != "deis_ab"), ("deis_ab", {"basis": "rho", "ab_order": 3}), ("unipc", {"order": 3}),
-    ("unipc", {"prediction": "noise", "disable_corrector": (0, 3)}), ("ddim", {"prediction": "flow", "eta": 1.0}),
-    ("dpm_solver_multistep", {"order": 3, "prediction": "noise"}), ("dpm_solver_sde_multistep", {"order": 3}),
-    ("dpm_solver_multistep", {"thresholding": True}), ("deis_rk", {"tableau": "4rk"}),
-]
-
-
-def shrink(x, sigma):
-    """The exact denoiser of unit Gaussian data in the alpha = 1 frame."""
-    return x / (1 + sigma.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) ** 2)
+from variants import FRAME, GRID, VARIANTS, shrink
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
@@ -117,29 +103,6 @@ def test_no_copy_that_the_plan_does_not_list(shape, name, options, buffers, peak
     known = {StorageWeakRef(t.untyped_storage()) for t in (x, denoised)}
     assert len(made - known) == buffers
     assert plan.peak_latents == peak
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.set_sync_debug_mode needs one")
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
-def test_no_synchronisation_on_a_gpu(name, options):
-    """CUDA itself refuses to wait for the device from the first evaluation to the last callback."""
-    plan = make_plan(name, FRAME, GRID, **options)
-    x = torch.randn(2, 4, 8, 8, device="cuda") * 14.6
-    run(plan, shrink, x, seed=1)  # kernels are compiled
-
-    def denoiser(y, sigma):
-        torch.cuda.set_sync_debug_mode("error")
-        return shrink(y, sigma)
-
-    def callback(progress):
-        if progress.index == plan.nfe - 1:
-            torch.cuda.set_sync_debug_mode("default")
-
-    try:
-        result = run(plan, denoiser, x, seed=1, callback=callback)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(result.cpu(), run(plan, shrink, x.cpu(), seed=1), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(2, 8), (2, 4, 50), (1, 4, 8, 8), (2, 4, 3, 8, 8)])

@@ -9,16 +9,10 @@ import weakref
 import pytest
 import torch
 from address_graphs import AddressRecorder, Arena, Noting
-from fewstep.samplers import frames, graphs, grids, lincomb, make_plan, run, solver_names
+from fewstep.samplers import graphs, lincomb, make_plan, run
 from fewstep.samplers.graphs import Graphs
 from fewstep.samplers.lincomb import Combiner, Sum
-
-FRAME = frames.edm()
-GRID = grids.karras(FRAME, 6, end="zero", t_T=14.6, t_0=0.03)
-PLANS = [
-    *((n, {}) for n in solver_names() if n not in ("dpm_solver_adaptive", "deis_ab")), ("deis_ab", {"basis": "rho", "ab_order": 3}),
-    ("unipc", {"order": 3, "prediction": "noise"}), ("dpm_solver_multistep", {"order": 3, "prediction": "noise"}),
-]
+from variants import FRAME, GRID, VARIANTS
 
 
 @pytest.fixture
@@ -52,7 +46,7 @@ def compute(made):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("name", "options"), PLANS, ids=str)
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 def test_whole_plans_keep_their_bits(name, options, dtype, recorder, monkeypatch):
     """Three runs on the same memory: seen, recorded, replayed. What the plan computes by numbers is replayed in full."""
     plan, arena, x = make_plan(name, FRAME, GRID, **options), Arena(monkeypatch), draw(0, dtype) * 14.6
@@ -73,7 +67,8 @@ def test_whole_plans_keep_their_bits(name, options, dtype, recorder, monkeypatch
         wanted = sample()
     assert all(torch.equal(sample(), wanted) for _ in range(3))
     plain = sum(not any(isinstance(c, torch.Tensor) for row in call for c, _ in row.terms) for call in calls) // 3
-    assert recorder.records == plain and recorder.replays == 2 * plain
+    if not plan.hooks:  # whose tensors come from torch's allocator for the CPU, at any address
+        assert recorder.records == plain and recorder.replays == 2 * plain
     assert plain >= plan.nfe - 1 - (dtype == torch.bfloat16), "16-bit states make their scratch in the first row"
 
 

@@ -19,10 +19,10 @@ def exact(terms, offset=None):
     return sum(parts), sum(np.abs(part) for part in parts)
 
 
-def check(terms, out, offset=None):
+def check(terms, out, offset=None, combine=None):
     """Runs the row; each element may be off by the rounding of its own terms, and of the result to the state's precision."""
     wanted, size = exact(terms, offset)
-    result = Combiner(out)(terms, out, offset)
+    result = (combine or Combiner(out))(terms, out, offset)
     assert result is out
     wide = EPS[torch.float64 if out.dtype == torch.float64 else torch.float32]
     error = np.abs(out.double().numpy() - wanted)
@@ -68,6 +68,16 @@ def test_tensors_that_are_not_plain_lists_of_numbers():
         m, half = draw((2, 4, 8, 8), dtype, 1), draw((2, 4, 8, 16), dtype, 2)[..., ::2]
         check([(0.5, x), (2.0, m), (-0.25, half)], torch.empty_like(x))
         check([(0.5, m), (2.0, x)], m)
+
+
+def test_one_run_may_mix_plain_tensors_and_others():
+    for dtype in EPS:
+        x, m = (draw((2, 4, 8, 8), dtype, i) for i in range(2))
+        last = m.to(memory_format=torch.channels_last)
+        combine = Combiner(x)
+        for terms in ([(0.5, x), (2.0, m)], [(0.5, x), (2.0, last)], [(0.5, m), (2.0, x)]):
+            check(terms, torch.empty_like(x), combine=combine)
+            check(terms, torch.empty_like(last), combine=combine)
 
 
 def test_16_bit_states_longer_than_a_block():
