@@ -15,6 +15,7 @@ from ..samplers import frames, grids, lincomb, make_plan, run
 from ..samplers.plan import Plan
 from . import peers_diffusers, peers_sigmas
 from .methods import quiet
+from .problems import Denoiser
 
 STEPS = 20
 ALONE = "fewstep, torch alone"  # the pack where Numba is not installed
@@ -85,9 +86,8 @@ def passes(plan: Plan) -> float:
     return total / plan.nfe
 
 
-def loops(x: torch.Tensor) -> list[Loop]:
+def loops(x: torch.Tensor, denoiser: Denoiser) -> list[Loop]:
     """Every loop for states like ``x``, of the packages that are there."""
-    denoised = torch.randn_like(x)
     plans = {form: make_plan(solver, FRAME, GRID, **options) for form, solver, options in OURS}
     facts = {
         form: (passes(plan), plan.peak_latents, sum(row.noise is not None for row in plan.rows()) / plan.nfe)
@@ -95,7 +95,7 @@ def loops(x: torch.Tensor) -> list[Loop]:
     }
 
     def mine(plan: Any) -> Callable[[], Any]:
-        return lambda: run(plan, lambda y, sigma: denoised, x, seed=0)
+        return lambda: run(plan, denoiser, x, seed=0)
 
     found = []
     for form, solver, options in OURS:
@@ -103,7 +103,7 @@ def loops(x: torch.Tensor) -> list[Loop]:
         found.append(Loop("fewstep", label, form, *facts[form], partial(_with_kernel, True), mine(plans[form])))
         if lincomb.cpu_kernels_for(x) is not None:
             found.append(Loop(ALONE, label, form, *facts[form], partial(_with_kernel, False), mine(plans[form])))
-    return [*found, *_sigma_loops(x, denoised, facts), *_diffusers_loops(x, denoised, facts)]
+    return [*found, *_sigma_loops(x, denoiser, facts), *_diffusers_loops(x, denoiser, facts)]
 
 
 def _with_kernel(on: bool) -> None:
@@ -114,7 +114,7 @@ def _nothing() -> None:
     pass
 
 
-def _sigma_loops(x: torch.Tensor, denoised: torch.Tensor, facts: dict[str, Facts]) -> list[Loop]:
+def _sigma_loops(x: torch.Tensor, denoiser: Denoiser, facts: dict[str, Facts]) -> list[Loop]:
     sampling, samplers = peers_sigmas.k_diffusion(), peers_sigmas.comfyui()
     functions: dict[str, Callable[[str], Any]] = {}
     if sampling is not None:
@@ -131,7 +131,7 @@ def _sigma_loops(x: torch.Tensor, denoised: torch.Tensor, facts: dict[str, Facts
         for name, form in table.items():
             if name in TREES and x.numel() > TREE_NUMEL:
                 continue
-            function, model = functions[package](name), peers_sigmas.Model(lambda y, sigma: denoised, host)
+            function, model = functions[package](name), peers_sigmas.Model(denoiser, host)
             found.append(Loop(package, name, form, *facts[form], _nothing, _call(function, model, x, sigmas)))
     return found
 
@@ -144,7 +144,7 @@ def _call(function: Any, model: Any, x: torch.Tensor, sigmas: torch.Tensor) -> C
     return call
 
 
-def _diffusers_loops(x: torch.Tensor, denoised: torch.Tensor, facts: dict[str, Facts]) -> list[Loop]:
+def _diffusers_loops(x: torch.Tensor, denoiser: Denoiser, facts: dict[str, Facts]) -> list[Loop]:
     try:
         import diffusers  # noqa: F401
     except ImportError:
@@ -159,7 +159,7 @@ def _diffusers_loops(x: torch.Tensor, denoised: torch.Tensor, facts: dict[str, F
                 made.set_timesteps(STEPS, device=x.device)
 
         def loop(made: Any = made) -> None:
-            peers_diffusers.run(made, lambda y, t: denoised, x)
+            peers_diffusers.run(made, denoiser, x)
 
         shown = name.removesuffix("Scheduler") + "".join(f" {v}" for v in options.values())
         found.append(Loop("diffusers", shown, form, *facts[form], setup, loop))

@@ -1,5 +1,7 @@
 """Step overhead: ``python -m fewstep.benchmarks.overhead [--out DIR]`` writes overhead.csv, overhead.md, overhead.png.
 
+``--device cuda`` writes overhead_cuda.*, with the pack's rows by Triton and by torch, as they come and as CUDA graphs.
+
 What a step costs beside the model: time, launches and new tensors of the state's size, with a denoiser that costs nothing.
 All methods run in one process, interleaved in shuffled order, in inference mode as in ComfyUI; times are medians. The
 yardstick is one pass: the time to read or write one state, by copies that go round as many states as the plan holds. A
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 
+from . import overhead_cuda
 from .counting import count
 from .loops import STEPS, Loop, loops
 from .overhead_tables import write
@@ -49,18 +52,23 @@ def copies(like: torch.Tensor, states: int) -> Callable[[], None]:
         for i in range(STEPS):
             ring[i % states].copy_(ring[(i + 1) % states])
 
-    return run
+    return overhead_cuda.recorded(run) if like.is_cuda else run
 
 
 def measure(shape: Sequence[int], device: str, dtype: torch.dtype, rounds: int, clock: Callable[[], float]) -> list[Row]:
     """A row for each method at one size."""
     x = torch.randn(tuple(shape), device=device, dtype=dtype) * 14.0
-    found = loops(x)
+    clocked = overhead_cuda.Clocked(x)
+    found = overhead_cuda.ways(loops(x, clocked)) if x.is_cuda else loops(x, lambda y, sigma: clocked.denoised)
     yardsticks = {n: copies(x, n) for n in sorted({loop.states for loop in found})}
     draw = torch.empty_like(x)
     work: dict[Any, tuple[Callable[[], Any], Callable[[], Any]]] = {n: (_nothing, f) for n, f in yardsticks.items()}
     work["randn"] = (_nothing, lambda: [draw.normal_() for _ in range(STEPS)])
     work |= {loop: (loop.setup, loop.run) for loop in found}
+    for setup, function in work.values() if x.is_cuda else ():
+        for _ in range(3):  # kernels are compiled; rows are seen, recorded and replayed
+            setup()
+            function()
 
     def block(key: Any, runs: int) -> float:
         """Seconds a step."""
@@ -84,7 +92,11 @@ def measure(shape: Sequence[int], device: str, dtype: torch.dtype, rounds: int, 
         for key in order:
             times[key].append(block(key, max(1, math.ceil(BLOCK_S / first[key]))))
     middle = {key: statistics.median(values) for key, values in times.items()}
-    return [_row(loop, shape, middle, x) for loop in found]
+    rows = [_row(loop, shape, middle, x) for loop in found]
+    if x.is_cuda:
+        for row, loop in zip(rows, found, strict=True):
+            row |= {"host_us": clocked.host_us(loop), **overhead_cuda.profiled(loop)}
+    return rows
 
 
 def _nothing() -> None:
@@ -114,6 +126,8 @@ def main() -> None:
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"),
                         help="cpu: the process's own time, which other programs disturb less; with one thread only")
     args = parser.parse_args()
+    if args.device == "cuda" and (args.clock == "cpu" or not torch.cuda.is_available()):
+        parser.error("--device cuda needs a CUDA device and the wall clock")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter if args.clock == "wall" else time.process_time
@@ -125,7 +139,7 @@ def main() -> None:
         for row in rows:
             if row["shape"] == shape:
                 print(*(number(row[k]) for k in ("shape", "package", "method", "us", "ratio")), flush=True)
-    write(args.out, rows, args.clock)
+    write(args.out, rows, args.clock, "overhead" if args.device == "cpu" else "overhead_cuda")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ Row = dict[str, Any]
 EXPLAINED = """Time per step beside the model; `ratio` is the time without the draws of noise (one `normal_` each), over one pass
 (`pass`, in microseconds) times the states that the pack's plan of the same form reads and writes (`passes`). `slower` is
 the time over the pack's. Per step: operations on states (`ops`), on scalars (`small`), host reads, states newly made."""
+ON_A_GPU = """ On a GPU also: the host's time from one evaluation to the next (`host`) and the time in which the device works
+(`device`), in microseconds; launches, and waits of the host for the device. `ops` leaves out what Triton or a CUDA graph does."""
+GPU_COLUMNS = {"host_us": "host", "device_us": "device", "launches": "launches", "waits": "waits"}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -25,9 +28,11 @@ def table(rows: Sequence[Row]) -> str:
         lines = [[
             row["form"], row["package"], row["method"], row["us"], row["pass_us"], row["passes"], row["ratio"],
             row["us"] / mine[row["form"]], row["large_ops"], row["small_ops"], row["host_reads"], row["new_states"],
+            *(row[key] for key in GPU_COLUMNS if key in row),
         ] for row in sorted(part, key=lambda row: list(mine).index(row["form"]))]
         parts.append(f"### [{shape.replace('x', ', ')}], one draw of noise {part[0]['randn_us']:.0f} us\n\n" + markdown(
-            ["form", "package", "method", "us", "pass", "passes", "ratio", "slower", "ops", "small", "reads", "states"], lines))
+            ["form", "package", "method", "us", "pass", "passes", "ratio", "slower", "ops", "small", "reads", "states",
+             *(title for key, title in GPU_COLUMNS.items() if key in part[0])], lines))
     return "\n".join(parts)
 
 
@@ -55,9 +60,9 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     figure.savefig(path, dpi=80)
 
 
-def write(out: Path, rows: Sequence[Row], clock: str) -> None:
-    """overhead.csv, overhead.md and overhead.png in ``out``."""
-    write_csv(out / "overhead.csv", rows)
-    head = preamble("python -m fewstep.benchmarks.overhead", EXPLAINED)
-    (out / "overhead.md").write_text(head + f"Clock: {clock}.\n\n" + table(rows))
-    plot(out / "overhead.png", rows)
+def write(out: Path, rows: Sequence[Row], clock: str, name: str) -> None:
+    """``name`` with .csv, .md and .png in ``out``."""
+    write_csv(out / f"{name}.csv", rows)
+    head = preamble("python -m fewstep.benchmarks.overhead", EXPLAINED + ON_A_GPU * ("host_us" in rows[0]))
+    (out / f"{name}.md").write_text(head + f"Clock: {clock}.\n\n" + table(rows))
+    plot(out / f"{name}.png", rows)
