@@ -52,20 +52,22 @@ def copies(like: torch.Tensor, states: int) -> Callable[[], None]:
         for i in range(STEPS):
             ring[i % states].copy_(ring[(i + 1) % states])
 
-    return overhead_cuda.recorded(run) if like.is_cuda else run
+    return run
 
 
 def measure(shape: Sequence[int], device: str, dtype: torch.dtype, rounds: int, clock: Callable[[], float]) -> list[Row]:
     """A row for each method at one size."""
     x = torch.randn(tuple(shape), device=device, dtype=dtype) * 14.0
-    clocked = overhead_cuda.Clocked(x)
-    found = overhead_cuda.ways(loops(x, clocked)) if x.is_cuda else loops(x, lambda y, sigma: clocked.denoised)
+    on_gpu, clocked = device == "cuda", overhead_cuda.Clocked(x)
+    found = overhead_cuda.ways(loops(x, clocked)) if on_gpu else loops(x, lambda y, sigma: clocked.denoised)
     yardsticks = {n: copies(x, n) for n in sorted({loop.states for loop in found})}
+    if on_gpu:
+        yardsticks = {n: overhead_cuda.recorded(run) for n, run in yardsticks.items()}
     draw = torch.empty_like(x)
     work: dict[Any, tuple[Callable[[], Any], Callable[[], Any]]] = {n: (_nothing, f) for n, f in yardsticks.items()}
     work["randn"] = (_nothing, lambda: [draw.normal_() for _ in range(STEPS)])
     work |= {loop: (loop.setup, loop.run) for loop in found}
-    for setup, function in work.values() if x.is_cuda else ():
+    for setup, function in work.values() if on_gpu else ():
         for _ in range(3):  # kernels are compiled; rows are seen, recorded and replayed
             setup()
             function()
@@ -93,7 +95,7 @@ def measure(shape: Sequence[int], device: str, dtype: torch.dtype, rounds: int, 
             times[key].append(block(key, max(1, math.ceil(BLOCK_S / first[key]))))
     middle = {key: statistics.median(values) for key, values in times.items()}
     rows = [_row(loop, shape, middle, x) for loop in found]
-    if x.is_cuda:
+    if on_gpu:
         for row, loop in zip(rows, found, strict=True):
             row |= {"host_us": clocked.host_us(loop), **overhead_cuda.profiled(loop)}
     return rows

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Work = Callable[[], bool]
 Recording = tuple[Callable[[], object], bool]  # what replays it, and what the work returned
-LIMIT = 256  # recordings and keys seen once that are kept: a dozen plans of 20 steps
+LIMIT = 512  # recordings and keys seen once that are kept: two dozen plans of 20 steps
 log = logging.getLogger("fewstep")
 
 

@@ -34,6 +34,21 @@ def test_a_run_on_the_cpu_writes_its_table(mine, tmp_path):
     assert "| states | host | device | launches | waits |" in overhead_tables.table(gpu)
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_the_path_of_a_gpu(mine, monkeypatch):
+    """All of it but CUDA itself: what would run on a GPU runs on the CPU."""
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *args, device, **options: randn(*args, **options))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(overhead_cuda, "recorded", lambda work: work)
+    monkeypatch.setenv("FEWSTEP_CUDA_GRAPHS", "0")
+    for module in (lincomb, normals):
+        monkeypatch.setattr(module, "kernels_for", overhead_cuda.TRITON)
+    rows = overhead.measure((1, 4, 8, 8), "cuda", torch.float32, 1, overhead.time.perf_counter)
+    assert [row["package"] for row in rows] == [f"fewstep{way}" for way in overhead_cuda.WAYS] * 2
+    assert all(row["host_us"] > 0 and row["launches"] == row["waits"] == row["device_us"] == 0 for row in rows)
+
+
 def test_what_the_profiler_saw():
     kinds = torch.autograd.DeviceType
 

@@ -16,6 +16,7 @@ from fewstep.samplers.analytic import GaussianMixture
 from fewstep.samplers.errors import DenoiserError
 from fewstep.samplers.lincomb import Combiner, Sum
 
+pytestmark = [pytest.mark.cuda] if CUDA else []
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
