@@ -90,7 +90,7 @@ class Graphs:
         self._lock = threading.Lock()
         self._off = False
 
-    def run(self, rows: Sequence[Sum], tensors: Sequence[torch.Tensor | None], form: Hashable, work: Work) -> bool:
+    def run(self, rows: Sequence[Sum], tensors: Sequence[torch.Tensor], form: Hashable, work: Work) -> bool:
         """Does ``work``, which computes ``rows``, or replays it; returns what it returns.
 
         Args:
@@ -124,42 +124,33 @@ class Graphs:
             return None
 
 
-def key_of(rows: Sequence[Sum], tensors: Sequence[torch.Tensor | None], form: Hashable) -> Hashable | None:
+def key_of(rows: Sequence[Sum], tensors: Sequence[torch.Tensor], form: Hashable) -> Hashable | None:
     """Everything that the launches of ``rows`` depend on, or None where a recording could not stand for them.
 
     That is: numbers, which tensor stands where, each tensor's address, shape, strides and precision, the device, and ``form``.
     """
-    places: dict[int, int] = {}
-    facts: list[Hashable] = []
-
-    def place(x: torch.Tensor) -> int:
-        known = places.get(id(x))
-        if known is None:
-            if type(x) is not torch.Tensor or x.is_neg():  # neither is all in the memory at its address
-                raise _Refused
-            known = places[id(x)] = len(facts)
-            facts.append((x.data_ptr(), x.shape, x.stride(), x.dtype))
-        return known
-
-    try:
-        parts: list[Hashable] = []
-        for terms, out, offset in rows:
-            if offset is not None:
+    numbers: list[Hashable] = []  # a coefficient for each term; None for a row's output, which begins it
+    each: list[int] = []  # the tensors that go with them, then those beside the rows
+    distinct: dict[int, torch.Tensor] = {}
+    for terms, out, offset in rows:
+        if offset is not None:
+            return None
+        for c, x in ((None, out), *terms):
+            if isinstance(c, torch.Tensor):
                 return None
-            parts.append(place(out))
-            for c, x in terms:
-                if isinstance(c, torch.Tensor):
-                    return None
-                parts.append((c or repr(c), place(x)))  # 0.0 and -0.0 are equal, but their products are not
-        others = tuple(None if x is None else place(x) for x in tensors)
-    except _Refused:
-        return None
-    # a row's own number stands before its terms' pairs, so the list tells where rows begin
-    return form, rows[0].out.get_device(), tuple(parts), others, tuple(facts)
-
-
-class _Refused(Exception):
-    pass
+            numbers.append(c or repr(c))  # 0.0 and -0.0 are equal, but their products are not
+            each.append(id(x))
+            distinct[id(x)] = x
+    for x in tensors:
+        each.append(id(x))
+        distinct[id(x)] = x
+    facts: list[Hashable] = []
+    for x in distinct.values():
+        if type(x) is not torch.Tensor or x.is_neg():  # neither is all in the memory at its address
+            return None
+        facts.append((x.data_ptr(), x.shape, x.stride(), x.dtype))
+    places = dict(zip(distinct, range(len(distinct)), strict=True))
+    return form, rows[0].out.get_device(), tuple(numbers), tuple([places[i] for i in each]), tuple(facts)
 
 
 def graphs_for(like: torch.Tensor) -> Graphs | None:

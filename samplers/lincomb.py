@@ -105,7 +105,7 @@ class Combiner:
             Whether ``watch`` was done.
         """
         if self._graphs is not None and (self._scratch is not None or not self._narrow):  # a recording must not make the scratch
-            tensors = (self._scratch, *(watch or ()))
+            tensors = [x for x in (self._scratch, *(watch or ())) if x is not None]
             return self._graphs.run(rows, tensors, self._kernels is None, lambda: self._compute(rows, watch))
         return self._compute(rows, watch)
 

@@ -113,7 +113,7 @@ def test_keys_tell_zeros_rows_forms_and_other_tensors_apart():
     keys = [
         graphs.key_of(chain, tensors, form) for chain, tensors, form in [
             ([Sum([(0.0, x)], y)], (), True), ([Sum([(-0.0, x)], y)], (), True), ([Sum([(0.0, x)], y)], (), False),
-            ([Sum([(0.0, x)], y)], (x,), True), ([Sum([(0.0, x)], y)], (None,), True), ([Sum([(0.0, y)], x)], (), True),
+            ([Sum([(0.0, x)], y)], (x,), True), ([Sum([(0.0, x)], y)], (y,), True), ([Sum([(0.0, y)], x)], (), True),
             ([Sum([], y), Sum([(0.0, x)], y)], (), True), ([Sum([(0.0, x)], y), Sum([], y)], (), True),
         ]
     ]
