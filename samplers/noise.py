@@ -50,7 +50,9 @@ class GivenNoise:
 
 
 class GaussianNoise:
-    """Independent draws, keyed by sample seed and interval: the same for any batch, device and way of splitting a schedule.
+    """Independent draws, keyed by sample seed and interval: the same for any batch and way of splitting a schedule.
+
+    On another device all but the last bits are the same, see ``normals``.
 
     Args:
         seeds: one per sample.
