@@ -142,12 +142,12 @@ def _normals(out, seeds, key, weight, n, half, ADD: tl.constexpr, BLOCK: tl.cons
 
 def combine(rows, watch=None):
     """Computes ``rows`` (of ``lincomb.Sum``) in one launch and returns True; returns False, having done nothing, where
-    the kernels cannot: tensor coefficients in several rows at once, more than 8 inputs or 3 rows, unlike layouts.
+    the kernels cannot: tensor coefficients in several rows at once or watched, more than 8 inputs or 3 rows, unlike layouts.
 
-    ``watch`` is (tensor, flag), see ``lincomb.Combiner.rows``; the tensor must be one of the inputs.
+    ``watch`` is (tensor, flag), see ``lincomb.Combiner.rows``.
     """
     if any(isinstance(c, torch.Tensor) for row in rows for c, _ in row.terms) or any(row.offset is not None for row in rows):
-        return len(rows) == 1 and _combine_tensors(rows[0])
+        return len(rows) == 1 and watch is None and _combine_tensors(rows[0])
     if len(rows) > MAX_ROWS:
         return False
     inputs = [] if watch is None else [watch[0]]

@@ -114,7 +114,7 @@ class Combiner:
         if kernels is not None and kernels.combine(rows, watch):
             return watch is not None
         for row in rows:
-            if kernels is None or len(rows) == 1 or not kernels.combine([row]):
+            if kernels is None or (len(rows) == 1 and watch is None) or not kernels.combine([row]):
                 (self._widened if self._narrow else _chain)(*row)
         return False
 

@@ -143,6 +143,15 @@ def test_nan_is_traced_through_the_kernels():
         run(plan, denoiser, torch.randn(2, 4, 8, 8, device=DEVICE))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_nan_is_traced_through_rows_with_tensor_coefficients(use_kernels):
+    """Their kernel does not watch, so the caller must."""
+    x, d, flag, c = draw(0), draw(1), torch.zeros((), device=DEVICE), draw(2, shape=(3, 1, 1))
+    d[0, 0, 0, 0] = float("nan")
+    assert not Combiner(x).rows([Sum([(c, x), (0.5, d)], x)], (d, flag))
+    assert use_kernels == [1]
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 4000])
 def test_normals_are_those_of_the_cpu(n):
     draws, seeds = ((12345, 1.0), (2**63 + 77, -0.5), (1, 0.25)), [3, 9]
