@@ -10,6 +10,7 @@ memory of a GPU can be one launch (see ``graphs``). No operation here reads a te
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from .graphs import graphs_for
 Term = tuple[float | torch.Tensor, torch.Tensor]
 CPU_LEAST, CPU_ONE_THREAD = 1 << 14, 1 << 17  # elements of a state, see cpu_kernels_for
 CPU_BLOCK = 1 << 16  # elements of a 16-bit state widened at a time: the float32 scratch stays in a core's cache
+log = logging.getLogger("fewstep")
 
 
 class Sum(NamedTuple):
@@ -56,7 +58,18 @@ def kernels_for(like: torch.Tensor) -> Any:
     """The Triton kernels where they can serve states like this one, else None: CUDA itself, not ROCm, up to 32 bits."""
     if not like.is_cuda or torch.version.hip is not None or like.dtype == torch.float64:
         return None
-    return kernel_module("kernels")
+    return kernel_module("kernels") if _triton_serves(like.device) else None
+
+
+@cache
+def _triton_serves(device: torch.device) -> bool:
+    """Whether Triton can compile for the device and launch there: that takes compute capability 7.0 and a C compiler."""
+    kernels, x = kernel_module("kernels"), torch.ones(1, device=device)
+    try:
+        return kernels is not None and kernels.combine([Sum([(1.0, x)], x)])
+    except Exception as error:
+        log.warning("Triton does not work on %s, steps are computed by torch's own operations: %s", device, error)
+        return False
 
 
 def cpu_kernels_for(like: torch.Tensor) -> Any:

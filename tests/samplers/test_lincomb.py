@@ -1,8 +1,11 @@
 """The linear combination against float64 numpy: every precision, layout, aliasing and kind of coefficient."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
+from fewstep.samplers import lincomb
 from fewstep.samplers.lincomb import CPU_BLOCK, Combiner, Sum
 
 EPS = {torch.float64: 2.3e-16, torch.float32: 1.2e-7, torch.bfloat16: 7.9e-3, torch.float16: 9.8e-4}
@@ -83,6 +86,30 @@ def test_one_run_may_mix_plain_tensors_and_others():
 def test_16_bit_states_longer_than_a_block():
     x, m = (draw((1, 2 * CPU_BLOCK + 77), torch.bfloat16, i) for i in range(2))
     check([(0.3, x), (1.9, m)], x)
+
+
+def test_triton_is_tried_once_before_it_is_relied_on(monkeypatch, caplog):
+    """An old GPU, or no C compiler: Triton loads and then fails at the first launch."""
+    tries = []
+
+    def combine(rows, watch=None):
+        tries.append(rows)
+        raise RuntimeError("Failed to find C compiler")
+
+    like = types.SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cpu"))
+    monkeypatch.setattr(torch.version, "hip", None)
+    kernels = types.SimpleNamespace(combine=combine)
+    monkeypatch.setattr(lincomb, "kernel_module", lambda name: kernels)
+    for works in (False, True):
+        lincomb._triton_serves.cache_clear()
+        for _ in range(3):
+            assert lincomb.kernels_for(like) is (kernels if works else None)
+        kernels.combine = lambda rows, watch=None: True
+    assert len(tries) == 1 and caplog.text.count("Failed to find C compiler") == 1
+    monkeypatch.setattr(lincomb, "kernel_module", lambda name: None)
+    lincomb._triton_serves.cache_clear()
+    assert lincomb.kernels_for(like) is None
+    lincomb._triton_serves.cache_clear()
 
 
 def test_an_empty_sum_is_zero():
