@@ -181,7 +181,10 @@ def _sources():
 
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):
-    """By Triton's compiler and NVIDIA's assembler, which need no GPU; in a process of its own, without the interpreter."""
+    """By Triton's compiler and NVIDIA's assembler, which need no GPU; in a process of its own, without the interpreter.
+
+    bfloat16 is rounded to nearest, where the interpreter only cuts off.
+    """
     import subprocess
     import sys
 
@@ -196,7 +199,8 @@ from triton.compiler import ASTSource, compile
 count = 0
 for kernel, signature, constants in test_kernels._sources():
     code = compile(ASTSource(fn=kernel, signature=signature, constexprs=constants), target=GPUTarget("cuda", 80, 32))
-    count += len(code.asm["cubin"]) > 1000
+    rounds = "cvt.rn.bf16" in code.asm["ptx"] or "*bf16" not in signature.values()
+    count += len(code.asm["cubin"]) > 1000 and rounds
 print("compiled", count)
 """
     env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
