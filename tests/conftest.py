@@ -22,7 +22,7 @@ torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait
 
 
 def pytest_collection_modifyitems(items):
-    """``-m cuda`` runs all that only a GPU can show; without one those tests are skipped."""
+    """``pytest tests -m cuda`` runs all that only a GPU can show; without one those tests are skipped."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):

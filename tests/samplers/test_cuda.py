@@ -1,4 +1,4 @@
-"""What only a GPU can show: ``pytest -m cuda`` runs all of it (with ``test_kernels.py``, which then runs on the GPU too).
+"""What only a GPU can show: ``pytest tests -m cuda`` runs all of it (with ``test_kernels.py``, which then runs on the GPU too).
 
 Rows are computed in four ways: by Triton or by torch, and either as they come or recorded.
 """
