@@ -1,8 +1,7 @@
-"""Error per evaluation: ``python -m fewstep.benchmarks.error [--out DIR]`` writes error.csv, error.md, error.png (and law.*).
+"""Error per evaluation: ``python -m fewstep.benchmarks.error [--out DIR]`` writes error.csv, error.md, error.png.
 
 Every method runs on each of its grids at each number of evaluations; a method that takes two evaluations a step gets half
-the steps. Deterministic methods are measured by the distance of their result from the exact end of the ODE, stochastic ones
-by the distance of their samples' law from the data's (on a mixture, without guidance).
+the steps. Measured is the distance of the result from the exact end of the ODE; methods that add noise are in ``law``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import law, ours, peers_diffusers, peers_sigmas
+from . import ours, peers_diffusers, peers_sigmas
 from .error_tables import write
 from .methods import Method, evaluations, steps_for
 from .problems import GUIDANCES, PROBLEMS, Problem
@@ -66,7 +65,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="samples of 4x8x8")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--add", action="store_true", help="keep what error.csv in that folder holds, and measure what it lacks")
-    parser.add_argument("--no-law", action="store_true", help="leave out the stochastic methods")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -85,8 +83,6 @@ def main() -> None:
                 write_csv(path, rows)
             print(f"{name} guidance {guidance:g}: {len(rows) - before} runs, {time.monotonic() - begin:.0f} s", flush=True)
     write(args.out, rows)
-    if not args.no_law:
-        law.write(args.out, list(law.measure([m for m in all_methods() if m.stochastic], args.nfe)))
 
 
 if __name__ == "__main__":

@@ -76,4 +76,4 @@ def number(value: Any) -> str:
 def preamble(command: str, text: str) -> str:
     """The head of a result file: how it was made, and on what."""
     facts = ", ".join(f"{k} {v}" for k, v in machine().items())
-    return f"{text}\n\nMade by `{command} {' '.join(sys.argv[1:])}`.\nMachine: {facts}.\n\n"
+    return f"{text}\n\nMade by `{' '.join([command, *sys.argv[1:]])}`.\nMachine: {facts}.\n\n"

@@ -19,7 +19,7 @@ from . import FORMS
 FOLDER = Path(__file__).parent / "calibration"
 STEPS = 5
 GUIDANCES = (1.0, 2.0, 4.0, 7.5)
-PLAN = {"samples": 200, "rounds": 20}
+PLAN = {"samples": 200, "rounds": 20, "reference_steps": 50}
 STARTS = ("beta", "trailing")  # where a fit starts
 
 

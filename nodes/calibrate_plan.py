@@ -26,8 +26,8 @@ class FewStepCalibratePlan(CalibrateNode):
         "Fits the solver itself to this model, guidance and number of steps: coefficients step by step against a fine solution, "
         "then coefficients and the times told to the model together on the final error, by least squares that need no gradients. "
         "Judged on noise that it has not seen, and not saved where that brings nothing. An evaluation is a sampling step of one "
-        "picture: the defaults take about 9,500 for 5 steps, with SDXL too the time of 480 pictures of 20 steps; 16 samples and "
-        "2 rounds take 1,700. count_only says it for your settings."
+        "picture: the defaults take about 2,700 for 5 steps, with SDXL too the time of 135 pictures of 20 steps; 64 samples and "
+        "4 rounds take 8,300 and gain more on some models. count_only says it for your settings."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["learn solver", "lsd", "s4s", "ld3", "fitted plan"]
 
@@ -37,7 +37,7 @@ class FewStepCalibratePlan(CalibrateNode):
         return {
             "sigmas": ("SIGMAS", {"tooltip": "The schedule to start from; its number of steps is that of the fitted plan."}),
             "samples": ("INT", {
-                "default": 64, "min": 2, "max": 100_000,
+                "default": 32, "min": 2, "max": 100_000,
                 "tooltip": "Noises to fit and judge on, taken up to whole batches of the LATENT; a quarter judges.",
             }),
             "order": ("INT", {
@@ -58,9 +58,13 @@ class FewStepCalibratePlan(CalibrateNode):
                 "tooltip": "The FewStep solver to be better than, and to start from if order is 0; DPM-Solver++ 2M if none.",
             }),
             "rounds": ("INT", {
-                "default": 4, "min": 0, "max": 1000,
+                "default": 2, "min": 0, "max": 1000,
                 "tooltip": "Of the least squares for all numbers at once, without gradients of the model: each round brings the "
                            "result nearer, most of it in the first five; small models afford 15. 0 leaves them out.",
+            }),
+            "reference_steps": ("INT", {
+                "default": 30, "min": 10, "max": 1000, "advanced": True,
+                "tooltip": "Steps of the fine solution that the fit aims at, for every noise.",
             }),
         }
 
@@ -96,8 +100,11 @@ class FewStepCalibratePlan(CalibrateNode):
         from ..samplers.calibration.joint import Joint
         from ..samplers.calibration.refine import Refinement
 
-        joint = Joint(rounds=widgets.get("rounds", 0))  # a graph saved before there were rounds has none
-        return FitSettings(order=widgets["order"], joint=joint, refinement=Refinement(iterations=widgets["iterations"]))
+        # a graph saved before there were rounds has none, and fine solutions of 50 steps
+        joint = Joint(rounds=widgets.get("rounds", 0))
+        refinement = Refinement(iterations=widgets["iterations"])
+        fine = widgets.get("reference_steps", FitSettings.teacher_steps)
+        return FitSettings(order=widgets["order"], teacher_steps=fine, joint=joint, refinement=refinement)
 
     @staticmethod
     def _base(grid: Grid, widgets: Mapping[str, Any]) -> Plan | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..samplers.grids import Grid
     from .inside import Session
 
-PRESETS = {"draft": "40 noise levels, 32 samples", "normal": "120 levels, 128 samples", "paper": "250 levels, 1024 samples"}
+PRESETS = {"draft": "80 noise levels, 8 samples", "normal": "120 levels, 128 samples", "paper": "250 levels, 1024 samples"}
 CHECK_STEPS = 8  # the gain is measured on this many steps where no schedule is given
 
 
@@ -27,7 +27,8 @@ class FewStepCalibrateStatistics(CalibrateNode):
     DISPLAY_NAME = "Calibrate DPM-Solver-v3 (FewStep)"
     DESCRIPTION = (
         "Measures the statistics that fit DPM-Solver-v3 to this model at this guidance (Zheng et al. 2023), on samples that the "
-        "model draws itself or on pictures of yours, and what it gains at 8 steps. The draft takes minutes on a GPU."
+        "model draws itself or on pictures of yours, and what it gains at 8 steps. The draft takes about 4,200 evaluations, with "
+        "SDXL too the time of 210 pictures of 20 steps."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["measure ems", "empirical model statistics", "dpm solver v3"]
 

@@ -28,7 +28,7 @@ from .sums import NAMES, terms_of
 
 Per = Literal["channel", "element", "scalar"]
 Draws = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-PRESETS = {"draft": (40, 32), "normal": (120, 128), "paper": (250, 1024)}  # steps of lambda, samples
+PRESETS = {"draft": (80, 8), "normal": (120, 128), "paper": (250, 1024)}  # steps of lambda, samples
 CHECKED = 16  # starts that the gain is measured on, or more to make whole batches: fewer say little
 PURE = 0.999  # the noisiest sigma of flow models: at 1 lambda is infinite
 HOW: tuple[Derivative, ...] = ("jvp", "difference", "stein")
