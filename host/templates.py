@@ -29,6 +29,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any], int, str, int]] = {  # template ->
     "solver_deis_runge_kutta": ("FewStepDEISRungeKutta", {"tableau": "2heun"}, 6, "9", 1),
     "solver_ipndm": ("FewStepIPNDM", {}, 8, "1", 1),
     "solver_pndm": ("FewStepPNDM", {"order": 2}, 8, "6", 4),
+    "solver_gradient_estimation": ("FewStepGradientEstimation", {}, 6, "2", 1),
     "solver_consistency": ("FewStepConsistency", {"method": "tcd"}, 12, "7", 1),
 }
 

@@ -267,7 +267,25 @@ class FewStepPNDM(SolverNode):
     SEARCH_ALIASES: ClassVar[list[str]] = ["f-pndm", "s-pndm", "plms"]
 
 
+class FewStepGradientEstimation(SolverNode):
+    """Gradient estimation."""
+
+    SOLVER = "gradient_estimation"
+    SHOWN = ("gamma",)
+    CHANGES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "gamma": {"low": 0.0, "high": 5.0, "tooltip": "How far the noise prediction is extrapolated beyond the last one: 1 is "
+                                                      "DDIM, 2 as published."},
+    }
+    DISPLAY_NAME = "Gradient Estimation (FewStep)"
+    DESCRIPTION = (
+        "Euler's steps on a noise prediction that is extrapolated from the last one (Permenter and Yuan 2024). One evaluation "
+        "per step, of order 1; ComfyUI's gradient_estimation. On a flow model put the Sigma Clock behind it for the same."
+    )
+    SEARCH_ALIASES: ClassVar[list[str]] = ["gradient_estimation", "ge"]
+
+
 NODES = (
     FewStepDDIM, FewStepDPMSolverMultistep, FewStepDPMSolverSinglestep, FewStepDPMSolverAdaptive, FewStepDPMSolverSDE,
     FewStepUniPC, FewStepDEIS, FewStepDEISRungeKutta, FewStepIPNDM, FewStepPNDM,
+    FewStepGradientEstimation,
 )

@@ -19,6 +19,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "deis_rk": ("zhang2023deis",),
     "ipndm": ("liu2022pndm", "zhang2023deis"),
     "pndm": ("liu2022pndm",),
+    "gradient_estimation": ("permenter2024interpreting",),
     "dpm_solver_v3": ("zheng2023dpmsolverv3",),
     "consistency": ("song2023consistency", "luo2023lcm"),
     "tcd": ("zheng2024tcd",),

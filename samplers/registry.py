@@ -25,6 +25,7 @@ from .solvers.dpm_sde import dpm_solver_sde_multistep, dpm_solver_sde_singlestep
 from .solvers.dpm_singlestep import dpm_solver_singlestep
 from .solvers.dpm_v3 import dpm_solver_v3
 from .solvers.fitted import fitted_plan
+from .solvers.gradient_estimation import gradient_estimation
 from .solvers.pndm import pndm
 from .solvers.unipc import unipc
 from .start import StartTransform
@@ -43,6 +44,7 @@ SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
     "deis_rk": deis_rk,
     "ipndm": ipndm,
     "pndm": pndm,
+    "gradient_estimation": gradient_estimation,
     "consistency": consistency,
     "tcd": tcd,
     "fitted_plan": fitted_plan,

@@ -7,8 +7,8 @@ const PALETTE = {
 const NODES = {
   "solvers": [
     "FewStepDDIM", "FewStepDPMSolverMultistep", "FewStepDPMSolverSinglestep", "FewStepDPMSolverAdaptive", "FewStepDPMSolverSDE",
-    "FewStepUniPC", "FewStepDEIS", "FewStepDEISRungeKutta", "FewStepIPNDM", "FewStepPNDM", "FewStepConsistency",
-    "FewStepFittedSolver", "FewStepDPMSolverV3"
+    "FewStepUniPC", "FewStepDEIS", "FewStepDEISRungeKutta", "FewStepIPNDM", "FewStepPNDM", "FewStepGradientEstimation",
+    "FewStepConsistency", "FewStepFittedSolver", "FewStepDPMSolverV3"
   ],
   "correctors": ["FewStepUniC", "FewStepTimeShift", "FewStepDynamicCompensation", "FewStepDualFast", "FewStepTeleport",
     "FewStepSigmaClock"],

@@ -7,6 +7,7 @@ with ``c_j`` the integral of a Lagrange basis polynomial in t, rho or log rho.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -119,18 +120,22 @@ def deis_ab(
     return Plan(stages_of([1] * grid.steps, step), grid.nodes)
 
 
-def ipndm(grid: Grid, *, order: int = 4) -> Plan:
-    """iPNDM: DDIM with eps replaced by a fixed Adams-Bashforth combination of order 1 to 4; meant for uniform grids."""
-    check_integer("order", order, 1, 4)
-    require_steps(grid, order)
+def combined_ddim(grid: Grid, weights: Sequence[Sequence[float]]) -> Plan:
+    """DDIM with eps replaced by fixed combinations of the last ones: ``weights[k - 1]``, newest first, where k may be used."""
 
     def step(i: int, first: int) -> tuple[Stage]:
         node = grid.node(i)
         linear = step_from(node, grid.node(i + 1), "noise")
-        used = 1 if linear.first_order_only else usable_history(grid, i, min(order, i + 1))
-        weights = IPNDM_WEIGHTS[used - 1]
+        used = 1 if linear.first_order_only else usable_history(grid, i, min(len(weights), i + 1))
         gain = float(linear.row({}, newest=0).m.get(0, 0.0))
-        row = Row(x=linear.A, m={i - j: gain * w for j, w in enumerate(weights)})
+        row = Row(x=linear.A, m={i - j: gain * w for j, w in enumerate(weights[used - 1])})
         return (Stage(node, row, kind=stage_kind(node, "noise"), step=i),)
 
     return Plan(stages_of([1] * grid.steps, step), grid.nodes)
+
+
+def ipndm(grid: Grid, *, order: int = 4) -> Plan:
+    """iPNDM: DDIM with eps replaced by a fixed Adams-Bashforth combination of order 1 to 4; meant for uniform grids."""
+    check_integer("order", order, 1, 4)
+    require_steps(grid, order)
+    return combined_ddim(grid, IPNDM_WEIGHTS[:order])

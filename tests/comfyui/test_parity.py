@@ -17,12 +17,13 @@ def test_ddim_is_the_stock_euler_on_every_family(numbers):
     assert len(found) == 12 and not over(found, 1e-4)
 
 
-def test_multistep_is_the_stock_dpmpp_2m_on_noise_and_v_models(numbers):
-    found = parity(numbers, "dpmpp_2m")
+@pytest.mark.parametrize("name", ["dpmpp_2m", "gradient_estimation"])
+def test_the_stock_methods_of_noise_and_v_models(numbers, name):
+    found = parity(numbers, name)
     assert len(found) == 8 and not over(found, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "ipndm"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "ipndm", "gradient_estimation"])
 def test_the_sigma_clock_makes_the_stock_methods_of_flow_models(numbers, name):
     found = parity(numbers, f"clocked {name}")
     assert len(found) == 4 and not over(found, 1e-4)

@@ -1,5 +1,6 @@
 """Coefficients apart from the engine: closed forms, row sums, exactness on polynomials, extreme steps, validation."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from fewstep.samplers import Plan, Row, Stage, frames, grids, make_plan, run
+from fewstep.samplers.analytic import GaussianMixture
+from fewstep.samplers.errors import OptionError
 from fewstep.samplers.facts import constant_run
 from fewstep.samplers.solvers.deis_rk import TABLEAUS
 from fewstep.samplers.solvers.dpm_singlestep import allocate
@@ -21,7 +24,7 @@ CASES = [
     ("dpm_solver_multistep", {"order": 2, "prediction": "noise"}), ("dpm_solver_multistep", {"order": 3, "solver_type": "exact"}),
     ("dpm_solver_singlestep", {"order": 3}), ("dpm_solver_singlestep", {"order": 2, "prediction": "noise", "inner": "lambda"}),
     ("unipc", {"order": 3}), ("unipc", {"order": 2, "prediction": "noise", "variant": "bh1"}), ("unipc", {"order": 2, "variant": "vary_coeff"}),
-    ("dpm_solver_v3", {"order": 3}), ("dpm_solver_v3", {"order": 2, "corrector": "none"}), ("deis_ab", {"basis": "rho"}), ("deis_ab", {"basis": "log_rho"}), ("deis_rk", {"tableau": "3vdh"}), ("ipndm", {"order": 3}),
+    ("dpm_solver_v3", {"order": 3}), ("dpm_solver_v3", {"order": 2, "corrector": "none"}), ("deis_ab", {"basis": "rho"}), ("deis_ab", {"basis": "log_rho"}), ("deis_rk", {"tableau": "3vdh"}), ("ipndm", {"order": 3}), ("gradient_estimation", {"gamma": 2.4}),
     ("dpm_solver_sde_multistep", {"order": 3}), ("dpm_solver_sde_singlestep", {}), ("ddim", {"eta": 0.7}),
 ]
 
@@ -204,6 +207,24 @@ def test_deis_order_0_is_ddim():
             assert a.carry.x == pytest.approx(b.carry.x, rel=1e-13) and dict(a.carry.m) == pytest.approx(dict(b.carry.m), rel=1e-10)
 
 
+@pytest.mark.parametrize("gamma", [1.0, 1.7, 2.0])
+def test_gradient_estimation_is_eulers_method_with_an_extrapolated_slope(gamma):
+    """Permenter and Yuan, algorithm 2 with their two-term update, written out in sigma."""
+    sigmas = [9.0, 5.0, 2.5, 1.0, 0.3, 0.0]
+    model = GaussianMixture.make(4).denoiser(frames.edm(), 2.0)
+    x = start = 9.0 * torch.randn(2, 4, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    old = None
+    for sigma, following in itertools.pairwise(sigmas):
+        slope = (x - model(x, torch.full((2,), sigma, dtype=torch.float64))) / sigma
+        last = following == 0.0 or old is None
+        x = x + (following - sigma) * (slope if last else gamma * slope + (1 - gamma) * old)
+        old = slope
+    plan = make_plan("gradient_estimation", frames.edm(), sigmas, gamma=gamma)
+    torch.testing.assert_close(run(plan, model, start), x, rtol=0, atol=1e-12)
+    with pytest.raises(OptionError, match="gamma"):
+        make_plan("gradient_estimation", frames.edm(), sigmas, gamma=5.5)
+
+
 @pytest.mark.parametrize("name", TABLEAUS)
 def test_runge_kutta_order_conditions(name):
     """Butcher's conditions up to order 4 in rational arithmetic (Hairer, Norsett, Wanner I, table II.2.2)."""
@@ -247,7 +268,7 @@ def test_pure_noise_and_zero_ends_take_their_limits():
 @pytest.mark.parametrize(("name", "options"), [
     ("ddim", {"prediction": "eps"}), ("dpm_solver_multistep", {"order": 1}), ("dpm_solver_singlestep", {}),
     ("dpm_solver_singlestep", {"inner": "lambda", "prediction": "noise"}), ("dpm_solver_adaptive", {}), ("unipc", {"order": 1}),
-    ("deis_ab", {"ab_order": 0}), ("deis_rk", {"tableau": "4rk"}), ("ipndm", {"order": 1}),
+    ("deis_ab", {"ab_order": 0}), ("deis_rk", {"tableau": "4rk"}), ("ipndm", {"order": 1}), ("gradient_estimation", {}),
 ], ids=str)
 def test_one_and_two_steps_touch_both_ends(name, options, sigmas):
     z = torch.randn(2, 4, 4, 4, dtype=torch.float64)

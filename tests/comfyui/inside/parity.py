@@ -17,13 +17,15 @@ def parity():
 
                 out[f"{form} {kind} cfg {cfg:g} euler"] = both(pack.solver("FewStepDDIM"), "euler", sigmas)
                 multistep = pack.solver("FewStepDPMSolverMultistep", order=2, lower_order_final="never")
+                estimated = pack.solver("FewStepGradientEstimation")
                 if form == "flow":
                     ipndm = pack.solver("FewStepIPNDM", order=4)
-                    for solver, name in ((multistep, "dpmpp_2m"), (ipndm, "ipndm")):
+                    for solver, name in ((multistep, "dpmpp_2m"), (ipndm, "ipndm"), (estimated, "gradient_estimation")):
                         clocked = pack.run("FewStepSigmaClock", solver)[0]
                         out[f"{form} {kind} cfg {cfg:g} clocked {name}"] = both(clocked, name, sigmas)
                     continue
                 out[f"{form} {kind} cfg {cfg:g} dpmpp_2m"] = both(multistep, "dpmpp_2m", sigmas)
+                out[f"{form} {kind} cfg {cfg:g} gradient_estimation"] = both(estimated, "gradient_estimation", sigmas)
                 for variant, name in (("bh1", "uni_pc"), ("bh2", "uni_pc_bh2")):
                     unipc = pack.solver("FewStepUniPC", order=3, variant=variant, lower_order_final=True)
                     out[f"{form} {kind} cfg {cfg:g} {name}"] = both(unipc, name, sigmas[:-1])
