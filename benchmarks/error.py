@@ -22,7 +22,8 @@ from .problems import GUIDANCES, PROBLEMS, Problem
 from .tables import read_csv, write_csv
 
 NFES = (4, 5, 6, 8, 10, 12, 15, 20, 30)
-NETWORK_NFES = (4, 6, 10, 20)
+NETWORK_NFES = (4, 5, 6, 8, 10, 20)
+KEYS = ("problem", "guidance", "package", "method", "grid", "nfe")
 Row = dict[str, Any]
 
 
@@ -36,14 +37,14 @@ def measure(
 ) -> Iterator[Row]:
     """A row for each method, grid and number of evaluations; results that are not numbers count as infinite error.
 
-    ``known``: the (problem, guidance, package, method, grid) that are left out.
+    ``known``: the values of ``KEYS`` that are left out.
     """
     denoiser = problem.make(guidance)
     for method in methods:
         for grid in method.grids(problem):
-            if (problem.name, guidance, method.package, method.name, grid) in known:
-                continue
             for nfe in nfes:
+                if (problem.name, guidance, method.package, method.name, grid, nfe) in known:
+                    continue
                 steps = steps_for(method, problem, grid, nfe)
                 if steps is None:
                     continue
@@ -70,7 +71,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "error.csv"
     rows: list[Row] = read_csv(path) if args.add and path.exists() else []
-    known = {tuple(row[key] for key in ("problem", "guidance", "package", "method", "grid")) for row in rows}
+    known = {tuple(row[key] for key in KEYS) for row in rows}
     for name in args.problems:
         problem = PROBLEMS[name](args.batch)
         # a network takes milliseconds where a mixture takes a tenth of one
