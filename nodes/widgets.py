@@ -28,7 +28,8 @@ WORDS: dict[str, Word] = {
                        "a number of steps that it divides.", advanced=True),
     "atol": Word("Absolute tolerance of the step-size control, per latent value. Smaller means more evaluations.", 1e-5, 10.0),
     "basis": Word("Variable in which past outputs are extrapolated: t is the model's own time (published tAB, the best for "
-                  "most models), log_rho also suits models without one, rho is for comparison."),
+                  "most models), log_rho also suits models without one, linear_t is the time of one linear schedule whatever "
+                  "the model's (ComfyUI's deis), rho is for comparison."),
     "c_max": Word("Strength of the mix at the end, where there is little noise. The authors' value is not known; 0.1 is "
                   "cautious, above 0.5 it mostly adds error.", 0.0, 1.0),
     "c_min": Word("Strength of the mix at the start.", 0.0, 1.0, advanced=True),

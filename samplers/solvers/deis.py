@@ -1,14 +1,14 @@
 """DEIS Adams-Bashforth forms and iPNDM (Zhang and Chen, arXiv 2204.13902).
 
 In ``rho = sigma/alpha`` and ``v = x/alpha`` the ODE is ``dv/drho = eps``; a step is ``v' = v + sum_j c_j eps_{i-j}``
-with ``c_j`` the integral of a Lagrange basis polynomial in t, rho or log rho.
+with ``c_j`` the integral of a Lagrange basis polynomial in t, rho, log rho, or the time of one linear schedule.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -20,12 +20,16 @@ from ..sparse import stages_of
 from .dpm_multistep import require_steps
 from .exponential import stage_kind, step_from, usable_history
 
-Basis = Literal["t", "rho", "log_rho"]
+Basis = Literal["t", "rho", "log_rho", "linear_t"]
 Quadrature = Literal["exact", "official"]
 
 IPNDM_WEIGHTS = (
     (1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
+# the linear schedule, ln(1 + rho^2) = LINEAR * t^2/2 + START * t, that has rho 0.002 at t = 0.001 and rho 80 at t = 1
+_ENDS = math.log1p(0.002**2), math.log1p(80.0**2)
+_LINEAR = 2 * (_ENDS[1] - _ENDS[0] / 1e-3) / (1 - 1e-3)
+_START = _ENDS[1] - _LINEAR / 2
 _GAUSS_NODES, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(80)
 
 
@@ -47,15 +51,27 @@ def ab_weights(grid: Grid, i: int, order: int, basis: str, quadrature: str) -> l
         quadrature: ``exact`` by 80-point Gauss-Legendre in log rho (between a discrete schedule's knots, as its t has
             kinks there), ``official`` by the 10,000-point left sums of the authors' code.
     """
-    frame = grid.frame
-    lambdas = grid.lambda_[i - order : i + 1][::-1]
-    nodes = grid.t[i - order : i + 1][::-1] if basis == "t" else np.exp(-lambdas) if basis == "rho" else -lambdas
+    frame, recent = grid.frame, slice(i - order, i + 1)
+    nodes = (grid.t[recent] if basis == "t" else variable(frame, grid.lambda_[recent], basis))[::-1]
     if quadrature == "official":
         points, weight = _official_points(grid, i, basis)
         return [float(np.sum(weight * lagrange_basis(nodes, j, points))) for j in range(order + 1)]
     lam, weight = _gauss_points(frame, float(grid.lambda_[i]), float(grid.lambda_[i + 1]), basis)
-    u = frame.t_of_lambda(lam) if basis == "t" else np.exp(-lam) if basis == "rho" else -lam
+    u = variable(frame, lam, basis)
     return [float(np.sum(weight * lagrange_basis(nodes, j, u))) for j in range(order + 1)]
+
+
+def variable(frame: Frame, lam: np.ndarray, basis: str) -> np.ndarray:
+    """The variable of the polynomials at half log signal-to-noise ratios ``lam``."""
+    if basis == "t":
+        return np.asarray(frame.t_of_lambda(lam))
+    if basis == "log_rho":
+        return -lam
+    rho: np.ndarray = np.exp(-lam)
+    if basis == "rho":
+        return rho
+    t: np.ndarray = (np.sqrt(_START**2 + 2 * _LINEAR * np.log1p(rho**2)) - _START) / _LINEAR
+    return t
 
 
 def _gauss_points(frame: Frame, start: float, stop: float, basis: str) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +91,8 @@ def _gauss_points(frame: Frame, start: float, stop: float, basis: str) -> tuple[
 def _official_points(grid: Grid, i: int, basis: str) -> tuple[np.ndarray, np.ndarray]:
     """The authors' sum: 10,000 left ends, in the network's time for basis t, in rho for basis rho."""
     frame, share = grid.frame, np.arange(10_000) / 10_000
-    if basis == "log_rho":
-        raise OptionError("quadrature='official' exists for basis t and rho only; log_rho is not in the official code")
+    if basis not in ("t", "rho"):
+        raise OptionError(f"quadrature='official' exists for basis t and rho only; {basis} is not in the official code")
     if basis == "rho":
         start, stop = math.exp(-grid.lambda_[i]), math.exp(-grid.lambda_[i + 1])
         return start + (stop - start) * share, np.full(10_000, (stop - start) / 10_000)
@@ -89,21 +105,22 @@ def _official_points(grid: Grid, i: int, basis: str) -> tuple[np.ndarray, np.nda
 def deis_ab(
     grid: Grid, *, ab_order: int = 2, basis: Basis = "t", quadrature: Quadrature = "exact",
 ) -> Plan:
-    """DEIS multistep: tAB (``basis="t"``), rhoAB, or log-rho AB (diffusers' form), one evaluation per step.
+    """DEIS multistep: tAB (``basis="t"``), rhoAB or log-rho AB (diffusers' form), one evaluation per step.
 
     Args:
         ab_order: degree of the polynomial, 0 (DDIM) to 3; the method converges with order ab_order + 1 and needs that
             many steps. There is no lower order at the end, but a last step to sigma 0 is exact.
-        basis: t needs a schedule with a time of the model's own; rho extrapolates badly over long steps.
+        basis: t needs a schedule with a time of the model's own; linear_t, ComfyUI's form, takes that of the linear schedule
+            with rho from 0.002 to 80 for every model; rho extrapolates badly over long steps.
         quadrature: ``official`` reproduces the authors' 10,000-point sums, off by 1e-4; for comparisons only.
     """
     check_integer("ab_order", ab_order, 0, 3)
-    check_choice("basis", basis, ("t", "rho", "log_rho"))
+    check_choice("basis", basis, get_args(Basis))
     check_choice("quadrature", quadrature, ("exact", "official"))
     require_steps(grid, ab_order + 1)
     if basis == "t" and not grid.frame.time.is_model_time:
         raise ScheduleError(
-            "basis 't' needs the model's time of each sigma, which this frame has not: use basis 'log_rho' or 'rho', "
+            "basis 't' needs the model's time of each sigma, which this frame has not: use basis 'log_rho' or 'linear_t', "
             "or a frame with a schedule such as discrete_vp(...).unit_alpha()"
         )
 

@@ -17,13 +17,13 @@ def test_ddim_is_the_stock_euler_on_every_family(numbers):
     assert len(found) == 12 and not over(found, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "gradient_estimation"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "gradient_estimation", "deis"])
 def test_the_stock_methods_of_noise_and_v_models(numbers, name):
     found = parity(numbers, name)
     assert len(found) == 8 and not over(found, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "ipndm", "gradient_estimation"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "ipndm", "gradient_estimation", "deis"])
 def test_the_sigma_clock_makes_the_stock_methods_of_flow_models(numbers, name):
     found = parity(numbers, f"clocked {name}")
     assert len(found) == 4 and not over(found, 1e-4)

@@ -11,6 +11,7 @@ from fewstep.samplers import Plan, Row, Stage, frames, grids, make_plan, run
 from fewstep.samplers.analytic import GaussianMixture
 from fewstep.samplers.errors import OptionError
 from fewstep.samplers.facts import constant_run
+from fewstep.samplers.solvers.deis import variable
 from fewstep.samplers.solvers.deis_rk import TABLEAUS
 from fewstep.samplers.solvers.dpm_singlestep import allocate
 from fewstep.samplers.solvers.exponential import psi
@@ -24,7 +25,7 @@ CASES = [
     ("dpm_solver_multistep", {"order": 2, "prediction": "noise"}), ("dpm_solver_multistep", {"order": 3, "solver_type": "exact"}),
     ("dpm_solver_singlestep", {"order": 3}), ("dpm_solver_singlestep", {"order": 2, "prediction": "noise", "inner": "lambda"}),
     ("unipc", {"order": 3}), ("unipc", {"order": 2, "prediction": "noise", "variant": "bh1"}), ("unipc", {"order": 2, "variant": "vary_coeff"}),
-    ("dpm_solver_v3", {"order": 3}), ("dpm_solver_v3", {"order": 2, "corrector": "none"}), ("deis_ab", {"basis": "rho"}), ("deis_ab", {"basis": "log_rho"}), ("deis_rk", {"tableau": "3vdh"}), ("ipndm", {"order": 3}), ("gradient_estimation", {"gamma": 2.4}),
+    ("dpm_solver_v3", {"order": 3}), ("dpm_solver_v3", {"order": 2, "corrector": "none"}), ("deis_ab", {"basis": "rho"}), ("deis_ab", {"basis": "log_rho"}), ("deis_ab", {"basis": "linear_t"}), ("deis_rk", {"tableau": "3vdh"}), ("ipndm", {"order": 3}), ("gradient_estimation", {"gamma": 2.4}),
     ("dpm_solver_sde_multistep", {"order": 3}), ("dpm_solver_sde_singlestep", {}), ("ddim", {"eta": 0.7}),
 ]
 
@@ -183,7 +184,13 @@ def test_disabling_the_corrector_everywhere_gives_the_predictor():
     torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("basis", ["t", "rho", "log_rho"])
+def test_the_linear_time_of_deis_has_its_ends():
+    """The schedule of the EDM code base, from rho 0.002 at t = 0.001 to 80 at 1 (Karras et al. 2022, table 1 for VP)."""
+    at = variable(frames.edm(), -np.log([0.002, 80.0]), "linear_t")
+    np.testing.assert_allclose(at, [0.001, 1.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("basis", ["t", "rho", "log_rho", "linear_t"])
 @pytest.mark.parametrize("frame", [frames.linear_vp(), frames.flow(), frames.discrete_vp(betas=np.linspace(1e-4, 0.02, 1000)).unit_alpha()], ids=str)
 def test_deis_weights_sum_to_the_step_and_integrate_polynomials(basis, frame):
     grid = grids.uniform_t(frame, 6, end="stop", t_T=0.9)

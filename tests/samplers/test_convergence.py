@@ -58,6 +58,7 @@ METHODS = [  # (solver, options, published order of the body)
     ("unipc", {"order": 2, "corrector": False, "variant": "bh1"}, 2), ("unipc", {"order": 3, "corrector": False}, 3),
     ("unipc", {"order": 2, "variant": "vary_coeff"}, 3), ("unipc", {"order": 2, "variant": "vary_coeff_official"}, 1),
     ("deis_ab", {"ab_order": 1, "basis": "rho"}, 2), ("deis_ab", {"ab_order": 2, "basis": "log_rho"}, 3),
+    ("deis_ab", {"ab_order": 2, "basis": "linear_t"}, 3),
     ("deis_rk", {"tableau": "2heun"}, 2), ("deis_rk", {"tableau": "3kutta"}, 3), ("deis_rk", {"tableau": "4rk"}, 4),
 ]
 
@@ -84,7 +85,8 @@ def test_convergence_order(name, options, order, frame, scale, exact):
 @pytest.mark.parametrize(("name", "options"), [
     ("ddim", {}), ("dpm_solver_multistep", {"order": 3}), ("dpm_solver_multistep", {"order": 2, "prediction": "noise"}),
     ("dpm_solver_singlestep", {"order": 3}), ("unipc", {"order": 3}), ("unipc", {"order": 2, "prediction": "noise"}),
-    ("deis_ab", {"basis": "log_rho"}), ("deis_ab", {"basis": "rho", "ab_order": 3}), ("deis_rk", {}), ("ipndm", {}),
+    ("deis_ab", {"basis": "log_rho"}), ("deis_ab", {"basis": "linear_t"}), ("deis_ab", {"basis": "rho", "ab_order": 3}),
+    ("deis_rk", {}), ("ipndm", {}), ("gradient_estimation", {}),
     ("ddim", {"eta": 1.0}), ("dpm_solver_sde_multistep", {"order": 3}), ("dpm_solver_sde_singlestep", {}),
 ], ids=str)
 def test_the_same_plan_in_every_frame_gives_the_same_samples(name, options, scale):

@@ -18,14 +18,18 @@ def parity():
                 out[f"{form} {kind} cfg {cfg:g} euler"] = both(pack.solver("FewStepDDIM"), "euler", sigmas)
                 multistep = pack.solver("FewStepDPMSolverMultistep", order=2, lower_order_final="never")
                 estimated = pack.solver("FewStepGradientEstimation")
+                deis = pack.solver("FewStepDEIS", basis="linear_t", ab_order=2)
                 if form == "flow":
                     ipndm = pack.solver("FewStepIPNDM", order=4)
-                    for solver, name in ((multistep, "dpmpp_2m"), (ipndm, "ipndm"), (estimated, "gradient_estimation")):
+                    for solver, name in (
+                        (multistep, "dpmpp_2m"), (ipndm, "ipndm"), (estimated, "gradient_estimation"), (deis, "deis"),
+                    ):
                         clocked = pack.run("FewStepSigmaClock", solver)[0]
                         out[f"{form} {kind} cfg {cfg:g} clocked {name}"] = both(clocked, name, sigmas)
                     continue
                 out[f"{form} {kind} cfg {cfg:g} dpmpp_2m"] = both(multistep, "dpmpp_2m", sigmas)
                 out[f"{form} {kind} cfg {cfg:g} gradient_estimation"] = both(estimated, "gradient_estimation", sigmas)
+                out[f"{form} {kind} cfg {cfg:g} deis"] = both(deis, "deis", sigmas)
                 for variant, name in (("bh1", "uni_pc"), ("bh2", "uni_pc_bh2")):
                     unipc = pack.solver("FewStepUniPC", order=3, variant=variant, lower_order_final=True)
                     out[f"{form} {kind} cfg {cfg:g} {name}"] = both(unipc, name, sigmas[:-1])
