@@ -2,6 +2,9 @@
 
 Every method runs on each of its grids at each number of evaluations; a method that takes two evaluations a step gets half
 the steps. Measured is the distance of the result from the exact end of the ODE; methods that add noise are in ``law``.
+
+Problems may be measured apart: ``--add`` keeps the rows of earlier runs and measures what they lack, ``--problems`` without a
+name measures nothing, so that ``--problems --add A/error.csv B/error.csv`` joins two runs into one table.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 import torch
 
 from . import ours, peers_diffusers, peers_sigmas
-from .error_tables import write
+from .error_tables import OURS, write
 from .methods import Method, evaluations, steps_for
 from .problems import GUIDANCES, PROBLEMS, Problem
 from .tables import read_csv, write_csv
@@ -56,33 +59,52 @@ def measure(
                 }
 
 
+def read(paths: Iterable[Path]) -> list[Row]:
+    """The rows of earlier runs, each once; of two for the same the later one."""
+    return list({tuple(row[key] for key in KEYS): row for path in paths for row in read_csv(path)}.values())
+
+
+def current(rows: Iterable[Row], problem: Problem, guidance: float, methods: Iterable[Method]) -> list[Row]:
+    """Without those of the pack on this problem whose recipe, schedule or calibration file is no longer there."""
+    offered = {(method.package, method.name, grid) for method in methods for grid in method.grids(problem)}
+    return [
+        row for row in rows
+        if (row["problem"], row["guidance"]) != (problem.name, guidance) or not row["package"].startswith(OURS)
+        or (row["package"], row["method"], row["grid"]) in offered
+    ]
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    parser.add_argument("--problems", nargs="*", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--guidance", nargs="+", type=float, default=list(GUIDANCES))
     parser.add_argument("--nfe", nargs="+", type=int, default=list(NFES))
     parser.add_argument("--batch", type=int, default=4, help="samples of 4x8x8")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--add", action="store_true", help="keep what error.csv in that folder holds, and measure what it lacks")
+    parser.add_argument("--add", nargs="*", type=Path, metavar="CSV", help=(
+        "keep the rows of these files, or of error.csv in that folder, and measure what they lack; not where a solver changed"
+    ))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "error.csv"
-    rows: list[Row] = read_csv(path) if args.add and path.exists() else []
-    known = {tuple(row[key] for key in KEYS) for row in rows}
+    rows = [] if args.add is None else read(args.add or [path])
     for name in args.problems:
         problem = PROBLEMS[name](args.batch)
         # a network takes milliseconds where a mixture takes a tenth of one
         chosen = [m for m in all_methods(rare=name.startswith("mixture")) if not m.stochastic]
         nfes = args.nfe if name.startswith("mixture") else [n for n in args.nfe if n in NETWORK_NFES] or args.nfe
         for guidance in args.guidance:
-            begin, before = time.monotonic(), len(rows)
-            rows += measure(problem, guidance, [*chosen, *ours.extra_methods(problem, guidance)], nfes, known)
-            if rows:
-                write_csv(path, rows)
-            print(f"{name} guidance {guidance:g}: {len(rows) - before} runs, {time.monotonic() - begin:.0f} s", flush=True)
+            begin = time.monotonic()
+            methods = [*chosen, *ours.extra_methods(problem, guidance), *ours.calibrated_methods(problem, guidance)]
+            rows = current(rows, problem, guidance, methods)
+            known = {tuple(row[key] for key in KEYS) for row in rows}
+            new = list(measure(problem, guidance, methods, nfes, known))
+            rows += new
+            write_csv(path, rows)
+            print(f"{name} guidance {guidance:g}: {len(new)} runs, {time.monotonic() - begin:.0f} s", flush=True)
     write(args.out, rows)
 
 

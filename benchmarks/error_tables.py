@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .problems import PROBLEMS
 from .tables import markdown, preamble, write_csv
 
 Row = dict[str, Any]
+TICKS = (4, 6, 10, 20, 30)
 OURS, CALIBRATED = "fewstep", "fewstep, calibrated"
 COLOURS = {
     "fewstep": "#c0392b", "fewstep, calibrated": "#e67e22", "diffusers": "#2980b9",
@@ -49,34 +51,43 @@ def allrounders(rows: Sequence[Row]) -> dict[str, list[tuple[float, str, str]]]:
     return {key: sorted(value) for key, value in found.items()}
 
 
-def ratios(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    """Best peer's error over the pack's best at the same evaluations: a line per problem and guidance."""
-    peers = frozenset({row["package"] for row in rows} - {OURS, CALIBRATED})
-    nfes = sorted({row["nfe"] for row in rows})
-    lines: list[list[Any]] = []
-    for problem, guidance in dict.fromkeys((row["problem"], row["guidance"]) for row in rows):
-        line: list[Any] = [problem, f"{guidance:g}"]
-        for nfe in nfes:
-            where = {"problem": problem, "guidance": guidance, "nfe": nfe}
-            mine, theirs = best(rows, package=frozenset({OURS}), **where), best(rows, package=peers, **where)
-            line.append("" if mine is None or theirs is None else theirs["error"] / mine["error"])
-        lines.append(line)
+def ratios(rows: Sequence[Row], mine: str = OURS) -> tuple[list[str], list[list[Any]]]:
+    """Best peer's error over the best of the pack's package ``mine`` at the same evaluations: a line per problem and guidance."""
+    found = {(row["problem"], row["guidance"], row["nfe"]): theirs["error"] / row["error"] for row, theirs in pairs(rows, mine)}
+    nfes = sorted({nfe for *_, nfe in found})
+    lines = [
+        [problem, f"{guidance:g}", *(found.get((problem, guidance, nfe), "") for nfe in nfes)]
+        for problem, guidance in dict.fromkeys(key[:2] for key in found)
+    ]
     return ["problem", "guidance", *map(str, nfes)], lines
 
 
-def duels(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    """The best of the pack and of the peers in every cell, named."""
+def pairs(rows: Sequence[Row], mine: str = OURS) -> Iterator[tuple[Row, Row]]:
+    """The best row of the package ``mine`` and of the peers in every cell that has both."""
     peers = frozenset({row["package"] for row in rows} - {OURS, CALIBRATED})
-    lines = []
     for problem, guidance, nfe in cells(rows):
         where = {"problem": problem, "guidance": guidance, "nfe": nfe}
-        mine, theirs = best(rows, package=frozenset({OURS}), **where), best(rows, package=peers, **where)
-        if mine and theirs:
-            lines.append([
-                problem, f"{guidance:g}", nfe, mine["method"], mine["grid"], mine["error"],
-                f"{theirs['package']} {theirs['method']}", theirs["grid"], theirs["error"], theirs["error"] / mine["error"],
-            ])
-    return ["problem", "guidance", "NFE", "fewstep", "grid", "error", "best peer", "grid", "error", "ratio"], lines
+        found, theirs = best(rows, package=mine, **where), best(rows, package=peers, **where)
+        if found and theirs:
+            yield found, theirs
+
+
+def duels(rows: Sequence[Row], mine: str = OURS) -> tuple[list[str], list[list[Any]]]:
+    """The best of the package ``mine`` and of the peers in every cell, named."""
+    return ["problem", "guidance", "NFE", mine, "grid", "error", "best peer", "grid", "error", "ratio"], [
+        [
+            row["problem"], f"{row['guidance']:g}", row["nfe"], row["method"], row["grid"], row["error"],
+            f"{theirs['package']} {theirs['method']}", theirs["grid"], theirs["error"], theirs["error"] / row["error"],
+        ]
+        for row, theirs in pairs(rows, mine)
+    ]
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """By problem, guidance and evaluations; calibrated recipes, which are made for their own number, only at that number."""
+    problems = list(PROBLEMS)
+    kept = [row for row in rows if row["package"] != CALIBRATED or row["evaluations"] == row["nfe"]]
+    return sorted(kept, key=lambda row: (problems.index(row["problem"]), row["guidance"], row["nfe"]))
 
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
@@ -85,8 +96,9 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
 
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     guidances = sorted({row["guidance"] for row in rows})
-    figure = pyplot().Figure(figsize=(2.6 * len(guidances), 2.2 * len(problems)), layout="constrained")
-    axes = figure.subplots(len(problems), len(guidances), sharex=True, squeeze=False)
+    figure = pyplot().Figure(figsize=(2.8 * len(guidances), 2.2 * len(problems) + 0.5), layout="constrained")
+    axes = figure.subplots(len(problems), len(guidances), squeeze=False)
+    shown: dict[str, Any] = {}
     for i, problem in enumerate(problems):
         for j, guidance in enumerate(guidances):
             axis = axes[i][j]
@@ -94,19 +106,24 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
             for package in dict.fromkeys(row["package"] for row in part):
                 points = [(n, best(part, package=package, nfe=n)) for n in sorted({row["nfe"] for row in part})]
                 kept = [(n, row["error"]) for n, row in points if row and math.isfinite(row["error"])]
-                axis.loglog(*zip(*kept, strict=True), "o-", ms=2.5, lw=1.8 if package == OURS else 1, color=COLOURS[package],
-                            label=package, zorder=3 if package == OURS else 2)
+                line = {"lw": 1.8, "zorder": 3} if package.startswith(OURS) else {"lw": 1, "zorder": 2}
+                shown[package], = axis.loglog(
+                    *zip(*kept, strict=True), "o-", ms=2.5, color=COLOURS[package], **line)
             axis.set_title(f"{problem}, guidance {guidance:g}", fontsize=8)
+            axis.set_xlim(3.6, 33)
+            axis.set_xticks(TICKS, map(str, TICKS))
+            axis.set_xticks([], minor=True)
             axis.tick_params(labelsize=7)
             axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=6)
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(shown), fontsize=8)
     figure.supxlabel("evaluations", fontsize=8)
     figure.supylabel("relative error of the best method and grid", fontsize=8)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=90)
 
 
 def write(out: Path, rows: Sequence[Row]) -> None:
     """error.csv (every run), error_best.csv (each package's best), error.md and error.png in ``out``."""
+    rows = ordered(rows)
     write_csv(out / "error.csv", rows)
     packages = dict.fromkeys(row["package"] for row in rows)
     kept = [best(rows, problem=p, guidance=g, nfe=n, package=package) for p, g, n in cells(rows) for package in packages]
@@ -121,5 +138,10 @@ def write(out: Path, rows: Sequence[Row]) -> None:
     text += "\nOne method on one grid everywhere (geometric mean of the error over all problems, guidances and evaluations):\n\n"
     text += markdown(["package", "method", "grid", "mean error", "to the package's first"], general)
     text += "\nThe best of both sides in every case:\n\n" + markdown(*duels(rows))
+    if any(row["package"] == CALIBRATED for row in rows):
+        text += "\nBest peer's error over that of the pack's calibrated recipes, each at its own number of evaluations. On the\n"
+        text += "mixtures these are plans fitted on other noise, on the digits the files that ship; no table above has any:\n\n"
+        text += markdown(*ratios(rows, CALIBRATED)) + "\nThe best calibrated recipe in every case:\n\n"
+        text += markdown(*duels(rows, CALIBRATED))
     (out / "error.md").write_text(text)
     plot(out / "error.png", rows)

@@ -13,7 +13,7 @@ from ..samplers.errors import FewStepError
 from ..samplers.grids import from_sigmas
 from ..samplers.plan import Plan
 from ..samplers.registry import BOUND, CORRECTORS, REPLANNERS, SOLVERS, solver_options
-from . import shipped
+from . import fits, shipped
 from .methods import Method, Unfit
 from .problems import Denoiser, Problem
 
@@ -75,9 +75,13 @@ def _is_rare(recipe: Recipe) -> bool:
 
 
 def extra_methods(problem: Problem, guidance: float) -> list[Method]:
-    """The recipes of ``EXTRA`` for one guidance scale, and on a demo model the shipped calibrations made for it."""
-    found = [_extra(name, make, guidance) for name, make in EXTRA.items()]
-    return [*found, *shipped.methods(problem, guidance)] if problem.name.startswith("digits") else found
+    """The recipes of ``EXTRA`` for one guidance scale."""
+    return [_extra(name, make, guidance) for name, make in EXTRA.items()]
+
+
+def calibrated_methods(problem: Problem, guidance: float) -> list[Method]:
+    """What is calibrated for one guidance scale: plans fitted to a mixture, and on a demo model the files that ship."""
+    return list((shipped if problem.name.startswith("digits") else fits).methods(problem, guidance))
 
 
 def _method(label: str, recipe: Recipe, grids: Callable[[Problem], tuple[str, ...]]) -> Method:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fewstep.benchmarks import error, error_tables, law, methods, ours, peers_diffusers, peers_sigmas, problems, tables
+from fewstep.benchmarks import error, error_tables, fits, law, methods, ours, peers_diffusers, peers_sigmas, problems, tables
 from fewstep.benchmarks.methods import Counter, Method, Unfit, evaluations, steps_for
 from fewstep.samplers import make_plan, run
 from fewstep.samplers.analytic import GaussianMixture
@@ -97,6 +97,32 @@ def test_recipes_can_be_added_by_hand(mixture, monkeypatch):
     plan = make_plan("ddim", mixture.frame, mixture.sigmas("karras", 4))
     wanted = mixture.error(run(plan, mixture.make(2.0), mixture.noise * plan.nodes[0].sigma), 2.0)
     assert rows[1][0]["error"] == pytest.approx(wanted, rel=1e-12) and rows[1][0]["method"] == "mine"
+
+
+def test_a_fitted_plan_at_its_own_evaluations(mixture, monkeypatch):
+    """It is nearer to the exact end than its base on noise that it has not seen, and exists at no other number of evaluations."""
+    monkeypatch.setattr(fits, "SAMPLES", 16)
+    monkeypatch.setattr(fits, "HELD_OUT", 8)
+    monkeypatch.setattr(fits, "BATCH", 8)
+    monkeypatch.setattr(fits, "GRIDS", {"noise": ("trailing",)})
+    rows = list(error.measure(mixture, 4.0, fits.methods(mixture, 4.0), [3, 5]))
+    assert [(row["package"], row["grid"], row["evaluations"]) for row in rows] == [("fewstep, calibrated", "trailing", 5)]
+    plan = make_plan("dpm_solver_multistep", mixture.frame, mixture.sigmas("trailing", 5), order=2)
+    base = mixture.error(run(plan, mixture.make(4.0), mixture.noise * plan.nodes[0].sigma), 4.0)
+    assert rows[0]["error"] < 0.3 * base
+
+
+def test_runs_are_joined_and_what_is_gone_is_left_out(mixture, tmp_path):
+    old, new = rows_of([
+        ("mixture_vp", 1.0, "fewstep", "gone", 5, 0.01), ("mixture_vp", 1.0, "ComfyUI", "d", 5, 0.05),
+        ("mixture_vp", 2.0, "fewstep", "gone", 5, 0.01), ("mixture_vp", 1.0, "fewstep", "a", 5, 0.2),
+    ]), rows_of([("mixture_vp", 1.0, "fewstep", "a", 5, 0.1), ("mixture_flow", 1.0, "fewstep", "a", 5, 0.3)])
+    for name, rows in (("old.csv", old), ("new.csv", new)):
+        tables.write_csv(tmp_path / name, rows)
+    joined = error.read([tmp_path / "old.csv", tmp_path / "new.csv"])
+    assert [row["error"] for row in joined] == [0.01, 0.05, 0.01, 0.1, 0.3]
+    offered = [Method("fewstep", "a", lambda problem: ("karras",), lambda *_: None)]
+    assert error.current(joined, mixture, 1.0, offered) == [row for row in joined if row["method"] != "gone" or row["guidance"] == 2.0]
 
 
 # the peers
@@ -199,6 +225,22 @@ def test_tables_compare_the_best_of_both_sides(tmp_path):
     error_tables.write(tmp_path, rows)
     assert tables.read_csv(tmp_path / "error.csv") == rows
     assert "| mixture_vp | 1 | 0.5 | 4 |" in (tmp_path / "error.md").read_text() and (tmp_path / "error.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_calibrated_recipes_are_compared_apart(tmp_path):
+    rows = rows_of([
+        ("mixture_flow", 1.0, "diffusers", "c", 5, 0.3), ("mixture_vp", 2.0, "fewstep", "a", 5, 0.2), ("mixture_vp", 2.0, "diffusers", "c", 5, 0.3),
+        ("mixture_vp", 1.0, "fewstep", "a", 5, 0.2), ("mixture_vp", 1.0, "diffusers", "c", 5, 0.3),
+        ("mixture_vp", 1.0, "fewstep, calibrated", "f", 5, 0.1), ("mixture_vp", 1.0, "fewstep", "a", 6, 0.05), ("mixture_vp", 1.0, "diffusers", "c", 6, 0.06),
+    ])
+    short = {**rows[5], "nfe": 6}  # a plan of 5 evaluations is no row for 6
+    found = error_tables.ordered([*rows, short])
+    assert short not in found and [(r["problem"], r["guidance"]) for r in found] == [("mixture_vp", 1.0)] * 5 + [("mixture_vp", 2.0)] * 2 + [("mixture_flow", 1.0)]
+    assert error_tables.ratios(found)[1][0] == ["mixture_vp", "1", pytest.approx(1.5), pytest.approx(1.2)]
+    assert error_tables.ratios(found, error_tables.CALIBRATED) == (["problem", "guidance", "5"], [["mixture_vp", "1", pytest.approx(3.0)]])
+    error_tables.write(tmp_path, [*rows, short])
+    assert "| mixture_vp | 1 | 5 | f | karras | 0.1 | diffusers c | karras | 0.3 | 3 |" in (tmp_path / "error.md").read_text()
+    assert tables.read_csv(tmp_path / "error.csv") == found
 
 
 def test_the_law_of_exact_and_of_shifted_draws():
