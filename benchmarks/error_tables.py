@@ -84,10 +84,9 @@ def duels(rows: Sequence[Row], mine: str = OURS) -> tuple[list[str], list[list[A
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
-    """By problem, guidance and evaluations; calibrated recipes, which are made for their own number, only at that number."""
+    """By problem, guidance and evaluations."""
     problems = list(PROBLEMS)
-    kept = [row for row in rows if row["package"] != CALIBRATED or row["evaluations"] == row["nfe"]]
-    return sorted(kept, key=lambda row: (problems.index(row["problem"]), row["guidance"], row["nfe"]))
+    return sorted(rows, key=lambda row: (problems.index(row["problem"]), row["guidance"], row["nfe"]))
 
 
 def plot(path: Path, rows: Sequence[Row]) -> None:

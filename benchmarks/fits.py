@@ -45,4 +45,4 @@ def methods(problem: Problem, guidance: float) -> Iterator[Method]:
         return run(fitted, denoiser, problem.noise * fitted.nodes[0].sigma)
 
     grids = GRIDS["flow" if problem.flow else "noise"]
-    yield Method(PACKAGE, "fitted plan", lambda _: grids, sample, count=lambda _, grid, steps: plan(grid, steps).nfe)
+    yield Method(PACKAGE, "fitted plan", lambda _: grids, sample, calibrated=True, count=lambda _, *place: plan(*place).nfe)

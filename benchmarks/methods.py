@@ -29,6 +29,7 @@ class Method:
         sample: (problem, denoiser, grid, steps) to its x_0; raises Unfit where it does not apply. It starts from
             ``problem.noise`` times its own first sigma.
         stochastic: whether it adds noise: then it is measured by the law of its samples.
+        calibrated: whether it is made for a number of evaluations, and stands only where it takes as many as are asked for.
         count: (problem, grid, steps) to the number of evaluations, where it is known without a run; raises Unfit likewise.
     """
 
@@ -37,6 +38,7 @@ class Method:
     grids: Callable[[Problem], Sequence[str]]
     sample: Sample
     stochastic: bool = False
+    calibrated: bool = False
     count: Callable[[Problem, str, int], int] | None = None
 
 
@@ -73,7 +75,10 @@ def evaluations(method: Method, problem: Problem, grid: str, steps: int) -> int 
 
 
 def steps_for(method: Method, problem: Problem, grid: str, nfe: int) -> int | None:
-    """The largest number of steps that takes at most ``nfe`` evaluations, or None. A step takes at least one."""
+    """The largest number of steps that takes at most ``nfe`` evaluations, or None. A step takes at least one; of a
+    calibrated method it takes one."""
+    if method.calibrated:
+        return nfe if evaluations(method, problem, grid, nfe) == nfe else None
     steps = nfe
     while steps:
         count = evaluations(method, problem, grid, steps)

@@ -88,7 +88,7 @@ def _method(label: str, recipe: Recipe, grids: Callable[[Problem], tuple[str, ..
     def count(problem: Problem, grid: str, steps: int) -> int:
         return _plan(recipe, problem, grid, steps).nfe
 
-    return Method("fewstep", label, grids, lambda *args: sample(recipe, *args), _stochastic(recipe), count)
+    return Method("fewstep", label, grids, lambda *args: sample(recipe, *args), _stochastic(recipe), count=count)
 
 
 def _extra(name: str, make: Callable[[Problem, float], Recipe | None], guidance: float) -> Method:

@@ -47,7 +47,7 @@ def _method(found: store.Calibration, reference: str) -> Method:
         except FewStepError as error:
             raise Unfit from error
 
-    return Method(PACKAGE, name, lambda problem: [f"{kind} {reference}" for kind in kinds], sample)
+    return Method(PACKAGE, name, lambda problem: [f"{kind} {reference}" for kind in kinds], sample, calibrated=True)
 
 
 def _recipe(found: store.Calibration, reference: str) -> tuple[str, Recipe]:
