@@ -26,8 +26,8 @@ class FewStepCalibratePlan(CalibrateNode):
         "Fits the solver itself to this model, guidance and number of steps: coefficients step by step against a fine solution, "
         "then coefficients and the times told to the model together on the final error, by least squares that need no gradients. "
         "Judged on noise that it has not seen, and not saved where that brings nothing. An evaluation is a sampling step of one "
-        "picture: the defaults take about 2,700 for 5 steps, with SDXL too the time of 135 pictures of 20 steps; 64 samples and "
-        "4 rounds take 8,300 and gain more on some models. count_only says it for your settings."
+        "picture: the defaults take about 2,650 for 5 steps, with SDXL too the time of 130 pictures of 20 steps; 64 samples and "
+        "4 rounds take 8,000 and gain more on some models. count_only says it for your settings."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["learn solver", "lsd", "s4s", "ld3", "fitted plan"]
 

@@ -34,12 +34,14 @@ def refined(grid: Grid, factor: int = REFINE) -> Grid:
     return from_sigmas(frame, sigmas)
 
 
-def cost(plans: Mapping[str, Plan], grid: Grid, batch: int) -> int:
+def cost(plans: Mapping[str, Plan], grid: Grid, batch: int, factor: int = REFINE) -> int:
     """Evaluations of ``errors``, one for each sample of a batch."""
-    return batch * (refined(grid).steps + sum(plan.nfe for plan in plans.values()))
+    return batch * (refined(grid, factor).steps + sum(plan.nfe for plan in plans.values()))
 
 
-def errors(plans: Mapping[str, Plan], denoiser: Denoiser, grid: Grid, start: torch.Tensor) -> dict[str, float]:
+def errors(
+    plans: Mapping[str, Plan], denoiser: Denoiser, grid: Grid, start: torch.Tensor, factor: int = REFINE
+) -> dict[str, float]:
     """Mean-square difference of each plan's result to the many-step solution from ``start`` [B, ...] at the grid's first node."""
-    exact = run(unipc(refined(grid), order=2), denoiser, start).double()
+    exact = run(unipc(refined(grid, factor), order=2), denoiser, start).double()
     return {name: float((run(plan, denoiser, start).double() - exact).square().mean()) for name, plan in plans.items()}

@@ -69,7 +69,7 @@ def joint_cost(steps: int, samples: int, batch: int, held_out: int, settings: Jo
 
 
 def _round_cost(steps: int, samples: int, held_out: int) -> int:
-    return samples * (slopes_cost(steps) + steps * (2 + len(TRIED))) + held_out * steps
+    return samples * (slopes_cost(steps) + steps * (1 + len(TRIED))) + held_out * steps
 
 
 class Trace(NamedTuple):
@@ -152,11 +152,14 @@ def _round(
     """(``theta`` after one damped Gauss-Newton step, its damping); unchanged, and damped more, where no step is better."""
     def errors(numbers: Numbers) -> torch.Tensor:
         results = (trace(samples, x[row], numbers).states[-1] - target[row] for row in rows)
-        return torch.cat([r.double().square().flatten(1).mean(1) for r in results])
+        return torch.cat([r.double().square().flatten(1).mean(1) for r in results]).cpu()
 
-    now = errors(unrolled.numbers(theta))
+    products = _products(unrolled, theta, samples, x, target, rows)
+    now = products[:, 0, 0]
     scale = OUTLIER * now.median().clamp(min=1e-30)
-    gram, right = _normal_equations(unrolled, theta, samples, x, target, rows, scale)
+    weight = (1 + now / scale).rsqrt()  # the slope of ``robust``
+    total = (weight[:, None, None] * products).mean(0)
+    gram, right = total[1:, 1:], total[1:, 0]
     moving = unrolled.moving.bool()
     found = []
     for factor in TRIED:
@@ -173,11 +176,11 @@ def _round(
     return theta, min(damping * TRIED[-1] ** 2, HARDEST)
 
 
-def _normal_equations(
+def _products(
     unrolled: Unrolled, theta: torch.Tensor, samples: Samples, x: torch.Tensor, target: torch.Tensor, rows: list[torch.Tensor],
-    scale: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(J^T W J [P, P], J^T W r [P]) of the numbers that move; W counts a sample by the slope of ``robust`` at its error."""
+) -> torch.Tensor:
+    """Mean products, over its elements, of each sample's error and the slopes of its result in the P numbers that move
+    [samples, 1 + P, 1 + P]: the first is its mean square error, the rest of the first row J^T r, and then J^T J."""
     first, told = unrolled.sizes[0], unrolled.steps
     # a level to both sides, since 5 percent are far; where one side leaves the model's levels, to the other alone
     pairs = []
@@ -188,16 +191,13 @@ def _normal_equations(
         unrolled.project(low)
         unrolled.project(high)
         pairs.append((unrolled.numbers(low), unrolled.numbers(high), float(high[i] - low[i])))
-    numbers = unrolled.numbers(theta)
-    total = torch.zeros(len(pairs) + 1, len(pairs) + 1, dtype=torch.float64)
+    numbers, found = unrolled.numbers(theta), []
     for row in rows:
         base = trace(samples, x[row], numbers)
-        residual = (base.states[-1] - target[row]).double()
-        weight = (1 + residual.square().flatten(1).mean(1) / scale).pow(-0.25)
-        columns = [residual]
+        columns = [(base.states[-1] - target[row]).double()]
         for below, above, between in pairs:
             ends = [trace(samples, x[row], n, base).states[-1] for n in (below, above)]
             columns.append((ends[1] - ends[0]).double() / between)
-        flat = (torch.stack(columns).flatten(2) * weight[:, None]).flatten(1)
-        total = total + (flat @ flat.T).cpu() / flat.shape[1]
-    return total[1:, 1:], total[1:, 0]
+        flat = torch.stack(columns, 1).flatten(2)
+        found.append((flat @ flat.transpose(1, 2)).cpu() / flat.shape[2])
+    return torch.cat(found)

@@ -30,6 +30,7 @@ Per = Literal["channel", "element", "scalar"]
 Draws = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 PRESETS = {"draft": (80, 8), "normal": (120, 128), "paper": (250, 1024)}  # steps of lambda, samples
 CHECKED = 16  # starts that the gain is measured on, or more to make whole batches: fewer say little
+REFINE = 6  # steps of the solution that it is measured by, for each of the grid's
 PURE = 0.999  # the noisiest sigma of flow models: at 1 lambda is infinite
 HOW: tuple[Derivative, ...] = ("jvp", "difference", "stein")
 
@@ -172,7 +173,7 @@ def _starts(batch: int) -> list[range]:
 
 
 def _check_cost(grid: Grid, batch: int) -> int:
-    return len(_starts(batch)) * held_out.cost(_compared(grid, None), grid, batch)
+    return len(_starts(batch)) * held_out.cost(_compared(grid, None), grid, batch, REFINE)
 
 
 def _gain(
@@ -180,7 +181,7 @@ def _gain(
 ) -> dict[str, float]:
     plans, first = _compared(grid, statistics), float(grid.sigma[0])
     states = (torch.stack([noise(i) for i in chosen]) * first for chosen in _starts(batch))
-    found = [held_out.errors(plans, denoiser, grid, start) for start in states]
+    found = [held_out.errors(plans, denoiser, grid, start, REFINE) for start in states]
     return {"steps": grid.steps, **{name: sum(errors[name] for errors in found) / len(found) for name in plans}}
 
 

@@ -3,15 +3,18 @@
 import errno
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
+from fewstep.demo.schedule import alphas_cumprod
 from fewstep.host.calibrate_command import NODES, Method, calibration_workflow
 from fewstep.host.embedded import EmbeddedHost
 from fewstep.host.errors import InterruptProcessingException, NodeExecutionError, WorkflowError
 from fewstep.host.executor import Executor
 from fewstep.host.stock import EmptyLatentImage
+from fewstep.nodes import NODE_CLASS_MAPPINGS
 from fewstep.samplers import Recipe, frames, grids, run
 from fewstep.samplers.calibration import measure_statistics, store
 from fewstep.samplers.calibration.statistics import Statistics
@@ -208,3 +211,21 @@ def test_statistics_of_another_size_are_refused():
         frame, grids.karras(frame, 5, end="zero", t_T=14.0, t_0=0.06))
     with pytest.raises(FewStepError, match="8"):
         run(plan, lambda x, s: x * 0, torch.randn(1, 4, 16, 16))
+
+
+@pytest.mark.parametrize(("method", "words", "widgets"), [
+    (Method.plan, r"the defaults take about ([\d,]+) for 5 steps, with SDXL too the time of (\d+) pictures of 20", {}),
+    (Method.plan, r"64 samples and 4 rounds take ([\d,]+)", {"samples": 64, "rounds": 4}),
+    (Method.statistics, r"The draft takes about ([\d,]+) evaluations, with SDXL too the time of (\d+) pictures of 20", {}),
+])
+def test_the_evaluations_that_are_told_are_those_of_the_settings_picture_by_picture(method, words, widgets):
+    node = NODE_CLASS_MAPPINGS[NODES[method]]
+    inputs = {**node.INPUT_TYPES()["required"], **node.INPUT_TYPES()["optional"]}
+    defaults = {name: options["default"] for name, (_, options) in inputs.items() if "default" in options}
+    frame = frames.discrete_vp(alphas_cumprod()).unit_alpha()
+    chosen = {**defaults, "sigmas": torch.tensor(grids.uniform_t(frame, 5, end="zero").sigma) if method is Method.plan else None, **widgets}
+    count = node().cost(frame, 1, chosen)
+    said, *pictures = (int(number.replace(",", "")) for number in re.search(words, node.DESCRIPTION).groups())
+    assert said == pytest.approx(count, rel=0.02) and pictures == pytest.approx([count / 20] * len(pictures), rel=0.03)
+    if not widgets:
+        assert count < 4500, "minutes on one GPU for a model of SDXL's size"

@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from fewstep.samplers import frames, grids
+from fewstep.samplers import frames, grids, make_plan, run
 from fewstep.samplers.analytic import GaussianMixture, start_noise
 from fewstep.samplers.calibration import held_out, store
 from fewstep.samplers.calibration.derivatives import table_of
 from fewstep.samplers.calibration.job import Job
-from fewstep.samplers.calibration.measure_statistics import cost, lambda_grid, measure_statistics
+from fewstep.samplers.calibration.measure_statistics import REFINE, cost, lambda_grid, measure_statistics
 from fewstep.samplers.calibration.statistics import Statistics, merged, read_official
 from fewstep.samplers.errors import CalibrationError, OptionError
 from fewstep.samplers.solvers.dpm_v3 import dpm_solver_v3
@@ -225,6 +225,17 @@ def test_the_gain_is_measured_on_starts_that_were_not_used():
     assert fine.steps > 70 and set(grid.sigma) <= set(fine.sigma) and fine.end == "zero"
     flow = held_out.refined(grids.from_sigmas(frames.flow(), [1.0, 0.6, 0.2, 0.0]), 4)
     assert flow.sigma.tolist()[:5] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6]) and flow.sigma[-1] == 0
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("frame", [frames.linear_vp(), frames.flow()], ids=["vp", "flow"])
+def test_errors_on_unseen_noise_are_those_to_the_exact_end(frame, guidance):
+    grid = grids.uniform_t(frame, 8, end="zero")
+    denoiser, x = MODEL.denoiser(frame, guidance), torch.cat([start_noise(seed) for seed in (1, 2)]) * grid.sigma[0]
+    plans = {name: make_plan(name, frame, grid) for name in ("dpm_solver_multistep", "unipc")}
+    exact = run(make_plan("unipc", frame, grids.uniform_t(frame, 1500, end="zero"), order=3), denoiser, x)
+    for name, error in held_out.errors(plans, denoiser, grid, x, REFINE).items():
+        assert error == pytest.approx(float((run(plans[name], denoiser, x) - exact).square().mean()), rel=0.1)
 
 
 def test_two_seeds_merge_by_adding_sums():
