@@ -18,7 +18,6 @@ from .ui_layout import to_ui
 ROOT = Path(__file__).resolve().parents[1]
 Prompt = dict[str, dict[str, Any]]
 SOLVERS: dict[str, tuple[str, dict[str, Any], int, str, int]] = {  # template -> (node, widgets, steps, digit, seed)
-    "first_picture": ("FewStepUniPC", {}, 8, "6", 2),
     "solver_ddim": ("FewStepDDIM", {}, 12, "0", 1),
     "solver_dpm_multistep": ("FewStepDPMSolverMultistep", {}, 8, "3", 1),
     "solver_dpm_singlestep": ("FewStepDPMSolverSinglestep", {"order": 2}, 8, "2", 3),
@@ -137,14 +136,14 @@ def comparison() -> Prompt:
     return prompt
 
 
-def one_node() -> Prompt:
-    """FewStep KSampler: everything in one node, on the flow model."""
-    prompt = common("flow", "7", 4)
+def one_node(form: str, digit: str, prefix: str, **widgets: Any) -> Prompt:
+    """FewStep KSampler: everything in one node."""
+    prompt = common(form, digit, 4)
     prompt["5"] = node(
-        "FewStepKSampler", model=["1", 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0], seed=3, steps=4, cfg=2.0,
+        "FewStepKSampler", model=["1", 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0], cfg=2.0, **widgets,
     )
     prompt["6"] = node("VAEDecode", samples=["5", 0], vae=["1", 2])
-    prompt["7"] = node("SaveImage", images=["6", 0], filename_prefix="flow_in_four_steps")
+    prompt["7"] = node("SaveImage", images=["6", 0], filename_prefix=prefix)
     return prompt
 
 
@@ -276,7 +275,10 @@ def templates() -> dict[str, Prompt]:
     """Every template by name, in API form."""
     made = {name: text_to_digit(*settings, name) for name, settings in SOLVERS.items()}
     return {
-        **made, "flow_in_four_steps": one_node(), "corrector_unic": corrected(), "image_to_image": image_to_image(),
+        "first_picture": one_node("eps", "6", "first_picture", seed=2, steps=8), **made,
+        "flow_in_four_steps": one_node(
+            "flow", "7", "flow_in_four_steps", seed=3, steps=4, solver="unipc", schedule="uniform_t"),
+        "corrector_unic": corrected(), "image_to_image": image_to_image(),
         "inpainting": inpainting(), "four_solvers": comparison(), "two_solvers": two_solvers(),
         "stock_ksampler": stock_ksampler(), "stock_guider": stock_guider(), **calibrated(),
         "distilled_lora": distilled_lora(), "advisor": advised(), "compare_solvers": compare_solvers(),

@@ -11,8 +11,25 @@ from .schedule import sigmas_of
 from .widgets import float_widget
 
 if TYPE_CHECKING:
-    from ..samplers.advice import Facts
+    from ..samplers.advice import Advice, Facts
     from ..samplers.calibration.store import Calibration
+
+
+def facts_of(model_sampling: Any, steps: int, cfg: float, distilled: bool = False) -> Facts:
+    """What the rules ask about a model of the host; raises OptionError for steps or cfg out of range."""
+    from ..samplers.advice import Facts
+
+    frame = frame_of(model_sampling)
+    return Facts(frame, steps, cfg, distilled, own_shift(model_sampling) if frame.scaling == "flow" else 1.0)
+
+
+def advised_sigmas(found: Advice, model_sampling: Any, steps: int, denoise: float = 1.0) -> Any:
+    """The noise levels that go with an advice, as ``schedule.sigmas_of`` gives them; prescribed ones are as they are."""
+    import torch
+
+    if found.grid is None:
+        return torch.tensor(found.sigmas, dtype=torch.float32)
+    return sigmas_of(model_sampling, steps=steps, denoise=denoise, **found.grid)
 
 
 def fitting(model: Any, facts: Facts) -> tuple[tuple[str, Calibration], ...]:
@@ -86,22 +103,15 @@ class FewStepAdvisor:
         """(SAMPLER, SIGMAS, cfg, text), and the text for the node itself."""
         from dataclasses import replace
 
-        import torch
-
-        from ..samplers.advice import Facts, advise
+        from ..samplers.advice import advise
 
         sampling = model.get_model_object("model_sampling")
-        frame = frame_of(sampling)
-        facts = Facts(frame, steps, cfg, distilled, own_shift(sampling) if frame.scaling == "flow" else 1.0)
+        facts = facts_of(sampling, steps, cfg, distilled)
         if use_calibrations and not distilled:
             facts = replace(facts, calibrations=fitting(model, facts))
         found = advise(facts)
-        if found.grid is None:
-            sigmas = torch.tensor(found.sigmas, dtype=torch.float32)
-        else:
-            sigmas = sigmas_of(sampling, steps=steps, **found.grid)
-        where = "its own noise levels" if found.grid is None else f"the schedule {found.grid['kind']}"
-        text = f"{found.recipe.label} on {where}, cfg {found.guidance:g}.\n{found.why}\n{found.evidence}"
+        sigmas = advised_sigmas(found, sampling, steps)
+        text = f"{found.recipe.label} on {found.where}, cfg {found.guidance:g}.\n{found.why}\n{found.evidence}"
         return {"ui": {"text": [text]}, "result": (make_sampler(found.recipe), sigmas, found.guidance, text)}
 
 

@@ -24,11 +24,12 @@ class Malformed(ValueError):
 
 
 class Steps(NamedTuple):
-    """Sigmas, what they are for people, and whether they are those that will run."""
+    """Sigmas, what they are for people, whether they are those that will run, and the schedule if auto chose it."""
 
     sigmas: Any
     words: str
     known: bool
+    auto: str = ""
 
 
 def live_plan(data: Any) -> dict[str, Any]:
@@ -95,20 +96,23 @@ def _solver_plan(graph: LiveGraph, link: Any, where: str | None) -> dict[str, An
 
 
 def _ksampler_plan(graph: LiveGraph, node: str) -> dict[str, Any]:
-    from .ksampler import preset
+    from .ksampler import AUTO, own_recipe
 
     inputs = graph.inputs(node)
     if is_link(inputs.get("sampler")):
         return _solver_plan(graph, inputs["sampler"], node)
     solver = graph.widget(node, "solver")
-    model = graph.model(inputs.get("model"))
-    steps = _steps(graph, node, model, None)
-    if len(steps.sigmas) < 2:
-        raise Unknown("there are no steps: the latent is passed on as it is")
-    recipe = preset(solver, frame_of(model.model_sampling), len(steps.sigmas) - 1)
-    graph.run = recall(recipe.to_json())  # the model may be known by it
-    model = graph.model(inputs.get("model"))
-    return _drawn(recipe, model, _steps(graph, node, model, graph.run))
+    cfg = graph.widget(node, "cfg") if solver == AUTO else 1.0
+
+    def found() -> tuple[Recipe, KnownModel, Steps]:
+        model = graph.model(inputs.get("model"))
+        steps = _steps(graph, node, model, graph.run)
+        if len(steps.sigmas) < 2:
+            raise Unknown("there are no steps: the latent is passed on as it is")
+        return own_recipe(model.model_sampling, solver, len(steps.sigmas) - 1, cfg), model, steps
+
+    graph.run = recall(found()[0].to_json())  # the model may be known by it
+    return _drawn(*found(), by_auto=solver == AUTO)
 
 
 def _where_used(graph: LiveGraph, node: str) -> str | None:
@@ -138,6 +142,7 @@ def _model_link(graph: LiveGraph, where: str | None) -> Any:
 def _steps(graph: LiveGraph, where: str | None, model: KnownModel, run: LastRun | None) -> Steps:
     """The sigmas that a sampling node will get."""
     from .compare import step_counts
+    from .ksampler import AUTO, own_steps
     from .schedule import schedule
 
     link = None if where is None else graph.inputs(where).get("sigmas")
@@ -147,8 +152,10 @@ def _steps(graph: LiveGraph, where: str | None, model: KnownModel, run: LastRun 
         except Unknown:
             pass
     elif where is not None and graph.kind(where) == KSAMPLER:
-        chosen = [graph.widget(where, name) for name in ("schedule", "steps", "denoise")]
-        return Steps(schedule(model, *chosen), "the node's schedule", True)
+        kind, count, denoise = (graph.widget(where, name) for name in ("schedule", "steps", "denoise"))
+        cfg = graph.widget(where, "cfg") if kind == AUTO else 1.0
+        own = own_steps(model.model_sampling, kind, count, cfg, denoise)
+        return Steps(own.sigmas, "the node's schedule", True, own.auto)
     elif where is not None and graph.kind(where) == COMPARE:
         count = step_counts(graph.widget(where, "steps"))[0]
         return Steps(schedule(model, graph.widget(where, "schedule"), count), "the first steps of the comparison", True)
@@ -166,11 +173,13 @@ def basis(model: KnownModel, steps: Steps) -> dict[str, Any]:
     return {"known": False, "text": f"Assumed until it is known: {assumed}.{rest}"}
 
 
-def _drawn(recipe: Recipe, model: KnownModel, steps: Steps) -> dict[str, Any]:
+def _drawn(recipe: Recipe, model: KnownModel, steps: Steps, by_auto: bool = False) -> dict[str, Any]:
+    """The answer; what auto chose stands before its texts."""
     from ..samplers import Plan
     from ..samplers.describe import describe
     from ..samplers.errors import OptionError
     from ..samplers.plotting import coefficient_table
+    from .ksampler import auto_words
 
     count = len(steps.sigmas) - 1
     if count < 1:
@@ -184,11 +193,13 @@ def _drawn(recipe: Recipe, model: KnownModel, steps: Steps) -> dict[str, Any]:
         table = {"rows": rows, "columns": columns, "values": [[_number(v) for v in row] for row in values.tolist()]}
         inner = [[s.step, s.node.sigma] for s in plan.stages if s.node not in plan.nodes]
         text = describe(plan, with_order=False)
+    auto, drawn_from = auto_words(recipe if by_auto else None, steps.auto), basis(model, steps)
     return {
         "label": recipe.label, "recipe": recipe.to_json(), "nfe": plan.nfe, "peak_latents": plan.peak_latents,
         "stochastic": plan.stochastic, "biased": plan.biased, "steps": count,
         "sigmas": [_number(n.sigma) for n in plan.nodes], "lambdas": [_number(n.lambda_) for n in plan.nodes],
-        "inner": inner, "table": table, "text": text or plan.describe(), "citations": recipe.cite(), "basis": basis(model, steps),
+        "inner": inner, "table": table, "text": f"{auto}\n\n{text or plan.describe()}".lstrip(),
+        "citations": recipe.cite(), "basis": {**drawn_from, "text": f"{auto} {drawn_from['text']}".lstrip()},
     }
 
 

@@ -118,6 +118,11 @@ class Advice:
     evidence: str
     sigmas: tuple[float, ...] = field(default=())
 
+    @property
+    def where(self) -> str:
+        """The noise levels, for people."""
+        return "its own noise levels" if self.grid is None else f"the schedule {self.grid['kind']}"
+
 
 @lru_cache(maxsize=1)
 def rules() -> tuple[Rule, ...]:

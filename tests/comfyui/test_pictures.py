@@ -56,13 +56,13 @@ def test_a_picture_of_the_real_host_runs_in_the_embedded_one(server, tmp_path):
     """The prompt in the PNG is read, and gives that picture."""
     prompt = json.loads((ROOT / "tests" / "data" / "workflows" / "first_picture.json").read_text("utf-8"))
     prompt["2"]["inputs"]["text"] = "five"  # what ran before comes from the cache, without pictures
-    (file, *_) = server.run(prompt)["outputs"]["9"]["images"]
+    (file, *_) = server.run(prompt)["outputs"]["7"]["images"]
     data = server.get(f"/view?filename={file['filename']}&type=output")
     (tmp_path / "saved.png").write_bytes(data)
     inside, _ = load_workflow(tmp_path / "saved.png")
     assert inside == prompt
     result = Executor(EmbeddedHost(tmp_path)).execute(inside)
-    (again, *_) = result.ui["9"]["images"]
+    (again, *_) = result.ui["7"]["images"]
     saved, made = (np.asarray(Image.open(file)).astype(int) for file in (io.BytesIO(data), tmp_path / again["filename"]))
     assert np.abs(saved - made).max() <= GREY_LEVELS
 

@@ -10,8 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 ROOT = Path(fewstep.__file__).parent
-API = json.loads((ROOT / "tests" / "data" / "workflows" / "first_picture.json").read_text("utf-8"))
-DRAWING = json.loads((ROOT / "example_workflows" / "first_picture.json").read_text("utf-8"))
+API = json.loads((ROOT / "tests" / "data" / "workflows" / "solver_ddim.json").read_text("utf-8"))
+DRAWING = json.loads((ROOT / "example_workflows" / "solver_ddim.json").read_text("utf-8"))
 
 
 def changed(original, change):

@@ -106,8 +106,9 @@ def test_defaults_and_choices_are_the_solvers_own():
             elif name in options and kind in ("INT", "FLOAT", "BOOLEAN"):
                 assert settings["default"] == options[name].default
     simple = entries(CLASSES["FewStepKSampler"])
-    assert simple["solver"][0] == solver_names()
-    assert simple["schedule"][0] == entries(CLASSES["FewStepSchedule"])["kind"][0] == list(grids.GRIDS)
+    assert simple["solver"] == (["auto", *solver_names()], {**simple["solver"][1], "default": "auto"})
+    assert simple["schedule"] == (["auto", *grids.GRIDS], {**simple["schedule"][1], "default": "auto"})
+    assert entries(CLASSES["FewStepSchedule"])["kind"][0] == list(grids.GRIDS), "auto is of the simple node alone"
 
 
 def test_every_solver_has_a_node():
