@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import ours, peers_diffusers, peers_sigmas
-from .error_tables import OURS, write
+from .error_tables import CALIBRATED, write
 from .methods import Method, evaluations, steps_for
 from .problems import GUIDANCES, PROBLEMS, Problem
 from .tables import read_csv, write_csv
@@ -65,11 +65,12 @@ def read(paths: Iterable[Path]) -> list[Row]:
 
 
 def current(rows: Iterable[Row], problem: Problem, guidance: float, methods: Iterable[Method]) -> list[Row]:
-    """Without those of the pack on this problem whose recipe, schedule or calibration file is no longer there."""
+    """Without those on this problem whose method, schedule or calibration file is no longer there; other packages' stay."""
     offered = {(method.package, method.name, grid) for method in methods for grid in method.grids(problem)}
+    packages = {package for package, *_ in offered} | {CALIBRATED}
     return [
         row for row in rows
-        if (row["problem"], row["guidance"]) != (problem.name, guidance) or not row["package"].startswith(OURS)
+        if (row["problem"], row["guidance"]) != (problem.name, guidance) or row["package"] not in packages
         or (row["package"], row["method"], row["grid"]) in offered
     ]
 

@@ -105,9 +105,11 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
             for package in dict.fromkeys(row["package"] for row in part):
                 points = [(n, best(part, package=package, nfe=n)) for n in sorted({row["nfe"] for row in part})]
                 kept = [(n, row["error"]) for n, row in points if row and math.isfinite(row["error"])]
-                line = {"lw": 1.8, "zorder": 3} if package.startswith(OURS) else {"lw": 1, "zorder": 2}
+                line: dict[str, Any] = {"lw": 1.8, "zorder": 3} if package == OURS else {"lw": 1, "zorder": 2}
+                if package == CALIBRATED:  # each point may be another recipe
+                    line |= {"ls": "", "marker": "D", "ms": 3.5}
                 shown[package], = axis.loglog(
-                    *zip(*kept, strict=True), "o-", ms=2.5, color=COLOURS[package], **line)
+                    *zip(*kept, strict=True), color=COLOURS[package], **{"marker": "o", "ms": 2.5, **line})
             axis.set_title(f"{problem}, guidance {guidance:g}", fontsize=8)
             axis.set_xlim(3.6, 33)
             axis.set_xticks(TICKS, map(str, TICKS))
@@ -124,23 +126,26 @@ def write(out: Path, rows: Sequence[Row]) -> None:
     """error.csv (every run), error_best.csv (each package's best), error.md and error.png in ``out``."""
     rows = ordered(rows)
     write_csv(out / "error.csv", rows)
+    grouped: dict[tuple[str, float, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        grouped[row["problem"], row["guidance"], row["nfe"]].append(row)
     packages = dict.fromkeys(row["package"] for row in rows)
-    kept = [best(rows, problem=p, guidance=g, nfe=n, package=package) for p, g, n in cells(rows) for package in packages]
-    write_csv(out / "error_best.csv", [row for row in kept if row])
+    kept = [row for cell in grouped.values() for package in packages if (row := best(cell, package=package))]
+    write_csv(out / "error_best.csv", kept)
     general = [
         [key, method, grid, error, error / ranking[0][0]]
         for key, ranking in allrounders(rows).items() for error, method, grid in ranking[:3]
     ]
     text = preamble("python -m fewstep.benchmarks.error", "Relative root mean square distance from the exact end of the ODE.")
     text += "Best peer's error over the pack's best, at equal evaluations (above 1 the pack is ahead):\n\n"
-    text += markdown(*ratios(rows))
+    text += markdown(*ratios(kept))
     text += "\nOne method on one grid everywhere (geometric mean of the error over all problems, guidances and evaluations):\n\n"
     text += markdown(["package", "method", "grid", "mean error", "to the package's first"], general)
-    text += "\nThe best of both sides in every case:\n\n" + markdown(*duels(rows))
-    if any(row["package"] == CALIBRATED for row in rows):
+    text += "\nThe best of both sides in every case:\n\n" + markdown(*duels(kept))
+    if any(row["package"] == CALIBRATED for row in kept):
         text += "\nBest peer's error over that of the pack's calibrated recipes, each at its own number of evaluations. On the\n"
         text += "mixtures these are plans fitted on other noise, on the digits the files that ship; no table above has any:\n\n"
-        text += markdown(*ratios(rows, CALIBRATED)) + "\nThe best calibrated recipe in every case:\n\n"
-        text += markdown(*duels(rows, CALIBRATED))
+        text += markdown(*ratios(kept, CALIBRATED)) + "\nThe best calibrated recipe in every case:\n\n"
+        text += markdown(*duels(kept, CALIBRATED))
     (out / "error.md").write_text(text)
-    plot(out / "error.png", rows)
+    plot(out / "error.png", kept)

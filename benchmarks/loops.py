@@ -97,6 +97,7 @@ def loops(x: torch.Tensor, denoiser: Denoiser) -> list[Loop]:
     def mine(plan: Any) -> Callable[[], Any]:
         return lambda: run(plan, denoiser, x, seed=0)
 
+    _with_kernel(True)  # an earlier size may have left it off
     found = []
     for form, solver, options in OURS:
         label = f"{solver}({', '.join(f'{k}={v}' for k, v in options.items())})"

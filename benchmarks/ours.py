@@ -19,7 +19,8 @@ from .problems import Denoiser, Problem
 
 # values that are tried for options without a list of their own; an option that is not here stays at its default
 # (order 1 is DDIM in every family)
-NUMBERS = {"order": (2, 3, 4), "ab_order": (2, 3), "tableau": ("2heun", "3kutta", "4rk"), "eta": (0.0, 1.0)}
+NOISY = (0.3, 0.6, 1.0)
+NUMBERS = {"order": (2, 3, 4), "ab_order": (2, 3), "tableau": ("2heun", "3kutta", "4rk"), "eta": (0.0, *NOISY)}
 CHOICES = ("prediction", "solver_type", "variant", "basis")
 RARE = {"prediction": ("noise",), "solver_type": ("taylor", "heun"), "variant": ("bh1", "vary_coeff_official")}
 # the number of evaluations is not given ahead; for distilled models; on a calibration's own levels
@@ -40,7 +41,7 @@ def recipes() -> Iterator[Recipe]:
         if solver == "ddim":  # the same samples whatever is stored
             axes["prediction"] = ["x_0"]
         elif "eta" in axes:  # without noise these are the solvers of the same name
-            axes["eta"] = [1.0]
+            axes["eta"] = list(NOISY)
         for values in itertools.product(*axes.values()):
             recipe = Recipe(solver, dict(zip(axes, values, strict=True)))
             yield recipe
@@ -71,6 +72,9 @@ def _flow_grids(problem: Problem) -> tuple[str, ...]:
 
 
 def _is_rare(recipe: Recipe) -> bool:
+    """DPM-Solver's own multistep form is not: it predicts noise, and leads on some networks."""
+    if recipe.solver == "dpm_solver_multistep" and recipe.options.get("solver_type") == "dpmsolver":
+        return False
     return any(value in RARE.get(name, ()) for name, value in recipe.options.items())
 
 
