@@ -2,6 +2,9 @@
 
 ``--write`` also puts what was measured into ``samplers/advice.json``. Every rule is compared with what people usually take (named
 there) at the same evaluations and guidance, on mixtures and on the demo models. The error is relative to the exact solution.
+
+``--simple`` compares what auto chooses in the simple node with that node's default before it, UniPC on even steps, on the demo
+models alone, and writes simple_node.md and simple_node.csv.
 """
 
 from __future__ import annotations
@@ -15,15 +18,17 @@ from typing import Any
 
 import torch
 
+from ..nodes.ksampler import preset
 from ..nodes.schedule import even_end
 from ..samplers import Recipe, run
-from ..samplers.advice import FILE, recipe_of
+from ..samplers.advice import FILE, Facts, advise, recipe_of
 from ..samplers.grids import GRIDS
 from ..samplers.plan_io import write_atomically
 from .problems import GUIDANCES, PROBLEMS, Denoiser, Problem
 from .tables import markdown, preamble, write_csv
 
 NFES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20)
+SIMPLE_NFES = (4, 6, 8, 12)
 Row = dict[str, Any]
 
 
@@ -57,6 +62,22 @@ def measure(problem: Problem, data: Mapping[str, Any]) -> Iterator[Row]:
                 }
 
 
+def measure_simple(problem: Problem) -> Iterator[Row]:
+    """A row for each guidance and number of steps: what auto chooses against UniPC on even steps."""
+    for guidance in GUIDANCES:
+        denoiser = problem.make(guidance)
+        for steps in SIMPLE_NFES:
+            found = advise(Facts(problem.frame, steps, guidance))
+            assert found.grid is not None, "rules have a grid"
+            old, even = preset("unipc", problem.frame, steps), {"kind": "uniform_t"}
+            error = error_of(problem, denoiser, found.recipe, found.grid, steps, guidance)
+            usual = error_of(problem, denoiser, old, even, steps, guidance)
+            yield {
+                "problem": problem.name, "guidance": guidance, "steps": steps, "recipe": found.recipe.label,
+                "grid": found.grid["kind"], "error": error, "usual": usual, "ratio": error / usual,
+            }
+
+
 def summary(rows: Sequence[Row]) -> dict[str, float]:
     """Geometric mean of the ratios, each problem weighing the same; the worst; how many, and how many above 1."""
     logs: dict[str, list[float]] = {}
@@ -74,10 +95,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--batch", type=int, default=4, help="samples of 4x8x8")
+    parser.add_argument("--simple", action="store_true", help="auto in the simple node, and nothing else")
     parser.add_argument("--write", action="store_true", help="put the numbers into samplers/advice.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.simple:
+        write_simple(args.out, [row for name, make in PROBLEMS.items() if "digits" in name for row in measure_simple(make(args.batch))])
+        return
     data = json.loads(FILE.read_text("utf-8"))
     rows: list[Row] = []
     for name, make in PROBLEMS.items():
@@ -101,6 +126,24 @@ def write(out: Path, data: Mapping[str, Any], rows: Sequence[Row]) -> None:
     text += markdown(["rule", "recipe", "grid", "error", "worst", "worse"], lines)
     write_csv(out / "advice.csv", rows)
     write_atomically(out / "advice.md", text.encode())
+
+
+def write_simple(out: Path, rows: Sequence[Row]) -> None:
+    """simple_node.csv and simple_node.md in ``out``."""
+    lines = []
+    for name in (*dict.fromkeys(row["problem"] for row in rows), "all"):
+        m = summary([row for row in rows if name in (row["problem"], "all")])
+        lines.append([name, m["error"], m["worst"], f"{m['worse']} of {m['cells']}"])
+    cells = [
+        [name, f"{guidance:g}", *(f"{row['ratio']:.2g}" for row in rows if (row["problem"], row["guidance"]) == (name, guidance))]
+        for name in dict.fromkeys(row["problem"] for row in rows) for guidance in GUIDANCES
+    ]
+    words = "auto in the simple node: error relative to UniPC on even steps, its default before (below 1 is a gain)."
+    text = preamble("python -m fewstep.benchmarks.advice", words)
+    text += markdown(["model", "error", "worst", "worse"], lines) + "\nEvery cell, by steps:\n\n"
+    text += markdown(["model", "guidance", *(str(n) for n in SIMPLE_NFES)], cells)
+    write_csv(out / "simple_node.csv", rows)
+    write_atomically(out / "simple_node.md", text.encode())
 
 
 if __name__ == "__main__":
