@@ -101,7 +101,8 @@ def main() -> None:
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.simple:
-        write_simple(args.out, [row for name, make in PROBLEMS.items() if "digits" in name for row in measure_simple(make(args.batch))])
+        digits = (make(args.batch) for name, make in PROBLEMS.items() if name.startswith("digits"))
+        write_simple(args.out, [row for problem in digits for row in measure_simple(problem)])
         return
     data = json.loads(FILE.read_text("utf-8"))
     rows: list[Row] = []
