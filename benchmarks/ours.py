@@ -22,7 +22,7 @@ from .problems import Denoiser, Problem
 NOISY = (0.3, 0.6, 1.0)
 NUMBERS = {"order": (2, 3, 4), "ab_order": (2, 3), "tableau": ("2heun", "3kutta", "4rk"), "eta": (0.0, *NOISY)}
 CHOICES = ("prediction", "solver_type", "variant", "basis")
-RARE = {"prediction": ("noise",), "solver_type": ("taylor", "heun"), "variant": ("bh1", "vary_coeff_official")}
+RARE = {"prediction": ("noise",), "solver_type": ("taylor", "heun"), "variant": ("vary_coeff_official",)}
 # the number of evaluations is not given ahead; for distilled models; on a calibration's own levels
 LEFT_OUT = ("dpm_solver_adaptive", "consistency", "tcd", *BOUND)
 CORRECTED = ("ddim", "pndm", "dpm_solver_multistep")  # with every corrector; others with UniC alone

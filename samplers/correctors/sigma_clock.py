@@ -3,7 +3,8 @@
 In a flow frame and with alpha = 1 alike the ODE is ``dx/dsigma = (x - D)/sigma``. A plan made for alpha = 1 on the same sigmas
 is therefore a plan of the flow model too, of the same order, but another one: its noise prediction ``(x - D)/sigma`` is the
 flow's velocity, and its lambda is ``-log sigma``, which is finite at pure noise, so that the second step already has order 2.
-ComfyUI's ``dpmpp_2m``, ``res_multistep``, ``ipndm`` and ``lms`` are such methods on flow models.
+ComfyUI's ``dpmpp_2m``, ``res_multistep``, ``ipndm``, ``lms``, ``deis`` and ``gradient_estimation`` are such
+methods on flow models.
 """
 
 from __future__ import annotations

@@ -193,6 +193,30 @@ def test_diffusers_and_the_pack_agree_on_the_same_sigmas(mixture, scheduler, opt
     assert float((theirs - result).abs().max()) < (1e-5 if solver == "ddim" else 0.02)
 
 
+@pytest.mark.parametrize(("orders", "mine"), [((2, 3), 2), ((3, 4), 3)])
+@pytest.mark.parametrize("steps", [4, 6])
+def test_sa_solver_without_noise_is_unipc_bh1_that_stops_at_the_last_level(mixture, orders, mine, steps):
+    """Its two-point rows have bh1's weights, the longer ones integrate the polynomial; a corrector of k points is UniC-(k-1)."""
+    pytest.importorskip("diffusers")
+    options = {"predictor_order": orders[0], "corrector_order": orders[1], "tau_func": lambda t: 0, "timestep_spacing": "linspace"}
+    made = peers_diffusers.scheduler("SASolverScheduler", options, mixture, steps)
+    sigmas = made.sigmas.double().numpy()
+    np.testing.assert_allclose(mixture.sigmas("linspace", steps), sigmas, rtol=0.004)  # diffusers rounds times to whole steps
+    denoiser = mixture.make(2.0)
+    theirs = peers_diffusers.run(made, peers_diffusers.network(mixture, denoiser, made), peers_diffusers.start(mixture, made))
+    plan = make_plan("unipc", mixture.frame, sigmas, order=mine, variant="bh1")
+    result = run(plan, denoiser, mixture.noise * sigmas[0]) / math.sqrt(1 + sigmas[-1] ** 2)
+    torch.testing.assert_close(theirs, result, rtol=0, atol=2e-5)
+
+
+def test_the_grid_of_diffusers_unipc_on_flow_models(flow):
+    pytest.importorskip("diffusers")
+    _, options, grids = next(row for row in peers_diffusers.FLOWS if row[0] == "UniPCMultistepScheduler")
+    for steps in (1, 4, 20):
+        made = peers_diffusers.scheduler("UniPCMultistepScheduler", {**options, **grids["shift 1"]}, flow, steps)
+        np.testing.assert_allclose(flow.sigmas("linspace, from 1", steps), made.sigmas.numpy(), rtol=2e-6)  # the first is moved by 1e-6
+
+
 def test_k_diffusion_and_the_pack_agree_on_the_same_sigmas(mixture):
     if peers_sigmas.k_diffusion() is None:
         pytest.skip("k-diffusion is not installed")

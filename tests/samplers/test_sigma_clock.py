@@ -3,12 +3,13 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from fewstep.samplers import Recipe, frames, grids, run
 from fewstep.samplers.analytic import GaussianMixture, start_noise
 from fewstep.samplers.errors import OptionError
-from scipy.integrate import solve_ivp
+from scipy.integrate import quad, solve_ivp
 
 FLOW = frames.flow()
 NOISE = start_noise(3, (2, 4, 3, 3))
@@ -46,9 +47,41 @@ def ipndm(model, x, sigmas):
     return x
 
 
+def gradient_estimation(model, x, sigmas):
+    """Permenter and Yuan's sampler with gamma 2; the last step is Euler's."""
+    old = None
+    for s, t in itertools.pairwise(sigmas):
+        slope = (x - model(x, told(x, s))) / s
+        x, old = x + (t - s) * (slope if old is None or t == 0 else 2 * slope - old), slope
+    return x
+
+
+def deis(model, x, sigmas):
+    """ComfyUI's sample_deis: Lagrange polynomials in the time of EDM's VP schedule, integrated over that time."""
+    low, high = math.log1p(0.002**2), math.log1p(80**2)
+    b = np.linalg.solve([[5e-7, 1e-3], [0.5, 1.0]], [low, high])  # log(1 + sigma^2) = b_0 t^2/2 + b_1 t
+    times = [(math.sqrt(b[1] ** 2 + 2 * b[0] * math.log1p(s * s)) - b[1]) / b[0] for s in sigmas]
+    slopes = []
+
+    def rate(u):  # dsigma/dt
+        grown = math.exp(b[0] * u * u / 2 + b[1] * u)
+        return grown * (b[0] * u + b[1]) / (2 * math.sqrt(grown - 1))
+
+    for i, (s, t) in enumerate(itertools.pairwise(sigmas)):
+        slopes.insert(0, (x - model(x, told(x, s))) / s)
+        used = 1 if t == 0 else min(i + 1, 3)
+        nodes, step = times[i : i - used if i >= used else None : -1], t - s
+        if used > 1:
+            bases = [np.polynomial.Polynomial(np.linalg.solve(np.vander(nodes, increasing=True), row)) for row in np.eye(used)]
+            step = [quad(lambda u, p=p: p(u) * rate(u), times[i], times[i + 1], epsabs=1e-14, epsrel=1e-12)[0] for p in bases]
+        x = x + sum(w * d for w, d in zip(step if used > 1 else [step], slopes, strict=False))
+    return x
+
+
 @pytest.mark.parametrize("kind", ["uniform_t", "trailing", "beta", "kl_optimal"])
 @pytest.mark.parametrize(("solver", "options", "method"), [
     ("dpm_solver_multistep", {"order": 2, "lower_order_final": False}, dpmpp_2m), ("ipndm", {"order": 4}, ipndm),
+    ("gradient_estimation", {}, gradient_estimation), ("deis_ab", {"ab_order": 2, "basis": "linear_t"}, deis),
 ])
 def test_it_makes_the_methods_that_know_sigma_alone(kind, solver, options, method):
     grid = grids.GRIDS[kind](FLOW, 7, end="zero")
