@@ -36,8 +36,9 @@ def collect(modules: tuple[str, ...] = MODULES) -> tuple[dict[str, type[Any]], d
 NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = collect()
 
 if "comfy.samplers" in sys.modules:  # only in a running ComfyUI, which has it loaded before any pack
-    from . import plan_route, replacements, stock_lists
+    from . import comfy_adapters, plan_route, replacements, stock_lists
 
+    comfy_adapters.add_shipped_loras()  # now: the stock loaders may be asked for their lists before the pack's nodes are
     stock_lists.install()
     plan_route.install()
     replacements.install()
