@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .calibration import fingerprint_of, listed, opened
 from .frames import frame_of, own_shift
 from .sampling import make_sampler
-from .schedule import sigmas_of
+from .schedule import from_start, sigmas_of
 from .widgets import float_widget
 
 if TYPE_CHECKING:
@@ -24,11 +24,17 @@ def facts_of(model_sampling: Any, steps: int, cfg: float, distilled: bool = Fals
 
 
 def advised_sigmas(found: Advice, model_sampling: Any, steps: int, denoise: float = 1.0) -> Any:
-    """The noise levels that go with an advice, as ``schedule.sigmas_of`` gives them; prescribed ones are as they are."""
+    """The noise levels that go with an advice, as ``schedule.sigmas_of`` gives them; prescribed ones are as they are.
+
+    Denoise below 1 starts where even steps do (flow models: where the advised ones do), so that how much of a picture changes
+    does not jump where another rule begins.
+    """
     import torch
 
     if found.grid is None:
         return torch.tensor(found.sigmas, dtype=torch.float32)
+    if 0 < denoise <= 0.9999 and frame_of(model_sampling).scaling != "flow":
+        return from_start(model_sampling, sigmas_of(model_sampling, "uniform_t", steps, denoise), found.grid)
     return sigmas_of(model_sampling, steps=steps, denoise=denoise, **found.grid)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .frames import frame_of, own_shift, sigma_range
@@ -68,6 +69,21 @@ def sigmas_of(
     options.update(even_end(frame, kind, total))
     grid = GRIDS[kind](frame, total, end="zero", **options)
     return torch.tensor(grid.sigma[-steps - 1 :], dtype=torch.float32).clamp_(max=high)
+
+
+def from_start(model_sampling: Any, even: Any, grid: Mapping[str, Any]) -> Any:
+    """SIGMAS that start where ``even`` does and have as many steps, spread as {"kind", options} spreads them.
+
+    ``even`` itself where that leaves too few steps below the start.
+    """
+    import torch
+
+    from ..samplers.grids import from_sigmas
+    from ..samplers.shortened import regrid
+
+    whole = sigmas_of(model_sampling, steps=len(even) - 1, **grid)
+    levels = regrid(from_sigmas(frame_of(model_sampling), whole.double().tolist()), float(even[0])).sigma
+    return torch.tensor(levels, dtype=torch.float32) if len(levels) == len(even) else even
 
 
 def even_end(frame: Frame, kind: str, steps: int) -> dict[str, float]:

@@ -135,13 +135,24 @@ def test_sockets_overrule_auto(model_of, handed):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("steps", [1, 3, 6])
-def test_denoise_runs_the_last_part_of_the_advised_schedule(model_of, handed, form, steps):
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 8])
+def test_denoise_changes_as_much_whatever_rule_holds(model_of, handed, form, steps):
+    """The start is that of even steps; the rules of 4 and 6 steps have schedules whose own middles are a factor 2 apart."""
     model = model_of(form)
-    found = handed(model, steps=steps, cfg=2.0, denoise=0.5)
-    kind = {"flow": "uniform_t", "flow of shift 3": "shifted"}.get(form) or {1: "uniform_t", 3: "exponential", 6: "karras"}[steps]
-    assert torch.equal(found[1], schedule(model, kind, 2 * steps)[-steps - 1 :])
-    assert found[0] == handed(model, steps=steps, cfg=2.0)[0], "the rule for the steps that are run"
+    recipe, sigmas = handed(model, steps=steps, cfg=2.0, denoise=0.5)
+    even = schedule(model, "shifted" if form == "flow of shift 3" else "uniform_t", 2 * steps)[-steps - 1 :]
+    assert len(sigmas) == steps + 1 and bool((sigmas.diff() < 0).all()) and sigmas[[0, -1]].tolist() == even[[0, -1]].tolist()
+    assert recipe == handed(model, steps=steps, cfg=2.0)[0], "the rule for the steps that are run"
+    if "flow" in form:
+        assert torch.equal(sigmas, even)
+
+
+def test_below_the_start_steps_are_spread_as_advised(model_of, handed):
+    """Karras steps are even in sigma^(1/7) from any start to the model's last level."""
+    model = model_of("eps")
+    levels = handed(model, steps=6, cfg=2.0, denoise=0.5)[1][:-1].double() ** (1 / 7)
+    torch.testing.assert_close(levels, torch.linspace(float(levels[0]), float(schedule(model, "karras", 6)[-2]) ** (1 / 7), 6).double(),
+                               atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("form", FORMS)
