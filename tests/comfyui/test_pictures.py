@@ -190,3 +190,13 @@ def test_an_uploaded_picture(server, embedded):
         pictures.append(np.stack(host.images(host.run(prompt))).astype(int))
     assert np.abs(pictures[0] - pictures[1]).max() <= GREY_LEVELS
     assert np.abs(pictures[0][0, :28, :, 0] - drawn[:28, :, 0]).mean() < 10 < np.abs(pictures[0][0, 36:, :, 0] - drawn[36:, :, 0]).mean()
+
+
+@pytest.mark.parametrize("form", ["eps", "flow"])
+def test_auto_in_the_simple_node(same, form):
+    """From noise, then the last part of the schedule on its result; the recipe is the rule's in both hosts."""
+    prompt = ksampler(form, "", "", denoise=0.6)
+    for node in ("7", "10"):
+        inputs = {name: value for name, value in prompt[node]["inputs"].items() if name not in ("sampler_name", "scheduler")}
+        prompt[node] = {"class_type": "FewStepKSampler", "inputs": {**inputs, "solver": "auto", "schedule": "auto"}}
+    same(prompt)
