@@ -279,6 +279,15 @@ def test_the_law_of_exact_and_of_shifted_draws():
     torch.testing.assert_close(exact.mean(0), mean, rtol=0, atol=0.04)
 
 
+def test_the_law_starts_from_noise_that_no_sampler_draws():
+    """Samplers are given seed 0; ComfyUI's take one more on the CPU. A draw that is the start again has another law."""
+    for seed in law.SEEDS:
+        start = problems.start_noise(seed, (1, 4, 8, 8))
+        for other in (0, 1, *(law.SEEDS[:law.SEEDS.index(seed)])):
+            drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(other), dtype=torch.float64)
+            assert abs(float(torch.corrcoef(torch.stack([start.flatten(), drawn.flatten()]))[0, 1])) < 0.3
+
+
 def test_ancestral_sampling_has_the_datas_law_in_many_steps(monkeypatch):
     monkeypatch.setattr(law, "SHAPE", (4, 4, 32, 32))
     monkeypatch.setattr(law, "REFERENCE", 200_000)
