@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .errors import DenoiserError, PlanError
+from .lincomb import Flag
 
 
 def checked(denoised: torch.Tensor, y: torch.Tensor, k: int, sigma: float) -> torch.Tensor:
@@ -63,7 +64,7 @@ class Finiteness:
 
     def __init__(self) -> None:
         self.sigmas: list[float] = []
-        self._numbers: list[torch.Tensor] = []
+        self._numbers: list[Flag] = []
         self._flags: list[torch.Tensor] = []
 
     def note(self, denoised: torch.Tensor) -> None:
@@ -71,21 +72,24 @@ class Finiteness:
         # in float16 the sum itself would overflow; in the others a conversion would cost more than the sum
         self._numbers.append(denoised.sum(dtype=torch.float32 if denoised.dtype == torch.float16 else None))
 
-    def flag(self, device: torch.device) -> torch.Tensor:
-        """A float32 zero in which a kernel may leave NaN in place of a sum; ``note_flag`` says that it did the work."""
+    def flag(self, device: torch.device) -> Flag:
+        """A zero in which a kernel may leave NaN in place of a sum; ``note_flag`` says that it did the work."""
+        if device.type == "cpu":
+            return [0.0]
         if not self._flags:
             self._flags = list(torch.zeros(32, device=device).unbind())
         return self._flags.pop()
 
-    def note_flag(self, flag: torch.Tensor) -> None:
+    def note_flag(self, flag: Flag) -> None:
         """Takes the flag as the evaluation's number."""
         self._numbers.append(flag)
 
     def check(self) -> None:
         """Raises DenoiserError naming the first evaluation whose prediction held NaN or infinity. Reads the device once."""
-        kinds = {number.dtype for number in self._numbers}  # sums in the state's precision, or its and the flags'
-        numbers = self._numbers if len(kinds) == 1 else [number.to(self._numbers[0].dtype) for number in self._numbers]
-        finite = torch.isfinite(torch.stack(numbers)).tolist()
+        sums = [number for number in self._numbers if isinstance(number, torch.Tensor)]
+        kinds = {number.dtype for number in sums}  # in the state's precision, or in its and the flags'
+        read = iter(torch.stack(sums if len(kinds) == 1 else [s.to(sums[0].dtype) for s in sums]).tolist() if sums else ())
+        finite = [math.isfinite(next(read) if isinstance(number, torch.Tensor) else number[0]) for number in self._numbers]
         if not all(finite):
             k = finite.index(False)
             raise DenoiserError(

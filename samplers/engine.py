@@ -146,10 +146,11 @@ class Engine:
         if stage.stores_x_0:
             self.outputs[k] = denoised
         else:
-            p, q = map(self._known, stage.store)
-            terms: list[Term] = [(p, y), (q, denoised)]
+            terms: list[Term]
             if self._plain:
                 self._scales[k], terms = _normalized(stage.store, y, denoised)
+            else:
+                terms = [(self._known(c), tensor) for c, tensor in zip(stage.store, (y, denoised), strict=True)]
             buffer = self._pool.pop() if self._pool else torch.empty_like(y)
             rows.append(Sum(terms, buffer))
             self.outputs[k] = buffer

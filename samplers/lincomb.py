@@ -20,6 +20,8 @@ import torch
 from .graphs import graphs_for
 
 Term = tuple[float | torch.Tensor, torch.Tensor]
+Flag = torch.Tensor | list[float]  # a float32 scalar on the device; on the CPU a plain number costs less
+Watch = tuple[torch.Tensor, Flag]
 CPU_LEAST, CPU_ONE_THREAD = 1 << 14, 1 << 17  # elements of a state, see cpu_kernels_for
 CPU_BLOCK = 1 << 16  # elements of a 16-bit state widened at a time: the float32 scratch stays in a core's cache
 log = logging.getLogger("fewstep")
@@ -72,30 +74,35 @@ def _triton_serves(device: torch.device) -> bool:
         return False
 
 
-def cpu_kernels_for(like: torch.Tensor) -> Any:
-    """The kernels for the CPU where they can serve states like this one, else None.
+def compiled_for(like: torch.Tensor, name: str) -> Any:
+    """The module of this package that Numba compiles, or None where it is missing or its loading does not pay."""
+    return kernel_module(name) if like.device.type == "cpu" and like.numel() >= CPU_LEAST else None
 
-    Where torch has several threads, its own operations are faster on large states; for small ones loading Numba does not pay.
+
+def cpu_kernels_for(like: torch.Tensor) -> Any:
+    """What makes the kernels for the CPU where they can serve states like this one, else None.
+
+    Where torch has several threads, its own operations are faster on large states.
     """
     threads = 1 if like.numel() <= CPU_ONE_THREAD else torch.get_num_threads()
-    if like.device.type != "cpu" or like.dtype != torch.float32 or like.numel() < CPU_LEAST or threads > 1:
-        return None
-    return kernel_module("kernels_cpu")
+    module = compiled_for(like, "kernels_cpu") if like.dtype == torch.float32 and threads == 1 else None
+    return None if module is None else module.Rows
 
 
 class Combiner:
-    """Sums rows for one run; owns the float32 scratch that 16-bit states need, so that no row allocates it anew."""
+    """Sums rows for one run; owns the float32 scratch that 16-bit states need, so that no row allocates it anew.
+
+    Attributes:
+        fused: whether several rows in one call cost less than one after another.
+    """
 
     def __init__(self, like: torch.Tensor) -> None:
         self._narrow = accumulation_dtype(like.dtype) != like.dtype
         self._scratch: torch.Tensor | None = None
-        self._kernels = kernels_for(like) or cpu_kernels_for(like)
+        rows = cpu_kernels_for(like)
+        self._kernels = kernels_for(like) if rows is None else rows()
+        self.fused = self._kernels is not None
         self._graphs = graphs_for(like)
-
-    @property
-    def fused(self) -> bool:
-        """Whether several rows in one call cost less than one after another."""
-        return self._kernels is not None
 
     def __call__(self, terms: Sequence[Term], out: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
         """Writes one sum into ``out`` and returns it.
@@ -108,21 +115,21 @@ class Combiner:
         self.rows([Sum(terms, out, offset)])
         return out
 
-    def rows(self, rows: Sequence[Sum], watch: tuple[torch.Tensor, torch.Tensor] | None = None) -> bool:
+    def rows(self, rows: Sequence[Sum], watch: Watch | None = None) -> bool:
         """Computes ``rows`` in order; a row may read what an earlier one wrote.
 
         Args:
-            watch: (tensor, flag): a kernel also leaves NaN in the float32 scalar ``flag`` if the tensor holds NaN or infinity.
+            watch: (tensor, flag): a kernel also leaves NaN in ``flag`` if the tensor holds NaN or infinity.
 
         Returns:
             Whether ``watch`` was done.
         """
         if self._graphs is not None and (self._scratch is not None or not self._narrow):  # a recording must not make the scratch
-            tensors = [x for x in (self._scratch, *(watch or ())) if x is not None]
+            tensors = [x for x in (self._scratch, *(watch or ())) if isinstance(x, torch.Tensor)]
             return self._graphs.run(rows, tensors, self._kernels is None, lambda: self._compute(rows, watch))
         return self._compute(rows, watch)
 
-    def _compute(self, rows: Sequence[Sum], watch: tuple[torch.Tensor, torch.Tensor] | None) -> bool:
+    def _compute(self, rows: Sequence[Sum], watch: Watch | None) -> bool:
         kernels = None if torch.is_grad_enabled() and _needs_gradients(rows) else self._kernels
         if kernels is not None and kernels.combine(rows, watch):
             return watch is not None

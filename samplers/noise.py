@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -70,19 +72,22 @@ class GaussianNoise:
         start, stop = term.start, term.stop
         length = abs(stop - start)
         edge = 1e-3 * length  # a cut so near an end is that end, reached by other arithmetic
-        inside = [cut for cut in self._cuts if min(start, stop) + edge < cut < max(start, stop) - edge]
+        low, high = min(start, stop) + edge, max(start, stop) - edge
+        inside = self._cuts[bisect_right(self._cuts, low) : bisect_left(self._cuts, high)]
+        if not inside:
+            return self._normals.fill(out, [(_key(start, stop), 1.0)])
         ends = [start, *(inside if start < stop else inside[::-1]), stop]
-        parts = [(a, b, abs(b - a) / length if inside else 1.0) for a, b in itertools.pairwise(ends)]
-        return self._normals.fill(out, [(hashed("iqq", *_rounded(a, b)), math.sqrt(share)) for a, b, share in parts])
+        return self._normals.fill(out, [(_key(a, b), math.sqrt(abs(b - a) / length)) for a, b in itertools.pairwise(ends)])
 
 
-def _rounded(start: float, stop: float) -> tuple[int, int, int]:
-    """The interval in units of about 1/500 of its length: sigmas that differ in the last bit of a float32, as from another
-    machine's arithmetic or another frame, draw the same noise, and neighbouring intervals never do.
+@lru_cache(maxsize=4096)  # a plan's intervals come back in every run
+def _key(start: float, stop: float) -> int:
+    """The stream of an interval, taken in units of about 1/500 of its length: sigmas that differ in the last bit of a float32,
+    as from another machine's arithmetic or another frame, draw the same noise, and neighbouring intervals never do.
     """
     length = 0.7 * (stop - start)  # powers of two are common lengths: they should not lie where the unit changes
     unit = max(math.frexp(length)[1] - 9, -60)
-    return unit, round(math.ldexp(start, -unit)), round(math.ldexp(stop, -unit))
+    return hashed("iqq", unit, round(math.ldexp(start, -unit)), round(math.ldexp(stop, -unit)))
 
 
 class BrownianNoise:

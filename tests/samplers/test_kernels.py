@@ -156,10 +156,10 @@ def test_nan_is_traced_through_rows_with_tensor_coefficients(use_kernels):
 def test_normals_are_those_of_the_cpu(n):
     draws, seeds = ((12345, 1.0), (2**63 + 77, -0.5), (1, 0.25)), [3, 9]
     wanted = normals.Normals(seeds).fill(torch.empty(2, n), draws)
-    placed = torch.tensor([normals._signed(normals.hashed("Q", s)) for s in seeds]).to(DEVICE)
+    placed = torch.tensor([normals.signed(normals.hashed("Q", s)) for s in seeds]).to(DEVICE)
     out = torch.full((2, n), float("nan"), device=DEVICE)
     for k, (key, weight) in enumerate(draws):
-        kernels.add_normals(out, placed, normals._signed(key), weight, add=k > 0)
+        kernels.add_normals(out, placed, normals.signed(key), weight, add=k > 0)
     torch.testing.assert_close(out.cpu(), wanted, rtol=0, atol=4e-6)
 
 

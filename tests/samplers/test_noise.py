@@ -6,13 +6,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from fewstep.samplers import BrownianNoise, GaussianNoise, frames, grids, make_plan, normals, run
+from fewstep.samplers import BrownianNoise, GaussianNoise, frames, grids, lincomb, make_plan, normals, run
 from fewstep.samplers.errors import NoiseError
 from fewstep.samplers.noise import source_for
 from fewstep.samplers.plan import NoiseTerm
 from scipy import stats
 
 TERM = NoiseTerm(1.0, 0.9, 0.5)
+
+
+@pytest.fixture(params=["numba", "numpy"])
+def way(request, monkeypatch):
+    """The two ways on the CPU, for samples of any size."""
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="Numba is not installed (pip install numba)")
+    monkeypatch.setattr(lincomb, "CPU_LEAST", 1 if request.param == "numba" else 1 << 60)
+    return request.param
 
 
 def fill(seeds, shape, draws=((5, 1.0),), dtype=torch.float32):
@@ -28,7 +37,7 @@ def test_the_words_are_splitmix64s():
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 1000, 70_001, 140_000])
-def test_numbers_are_box_and_mullers_of_the_words(n):
+def test_numbers_are_box_and_mullers_of_the_words(n, way):
     """By Python integers and float64 numpy, and the same on the way that other devices take."""
     seeds, draws = [3, 2**64 - 1], ((12345, 1.0), (2**63 + 77, -0.5))
     drawn = fill(seeds, (n,), draws)
@@ -42,13 +51,13 @@ def test_numbers_are_box_and_mullers_of_the_words(n):
             angle = 2 * np.pi * np.array([w % 2**31 for w in words]) * 2.0**-31
             wanted += weight * np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
         np.testing.assert_allclose(drawn[b], wanted, rtol=0, atol=4e-6)
-    other, placed = torch.full((2, n), torch.nan), torch.tensor([normals._signed(normals.hashed("Q", s)) for s in seeds])
+    other, placed = torch.full((2, n), torch.nan), torch.tensor([normals.signed(normals.hashed("Q", s)) for s in seeds])
     for k, (key, weight) in enumerate(draws):
-        normals._add_normals(other, placed, normals._signed(key), weight, add=k > 0)
+        normals._add_normals(other, placed, normals.signed(key), weight, add=k > 0)
     torch.testing.assert_close(other, drawn, rtol=0, atol=4e-6)
 
 
-def test_the_numbers_are_normal_and_independent():
+def test_the_numbers_are_normal_and_independent(way):
     drawn = fill([1, 2], (200_000,), ((5, 1.0),))
     other = fill([1, 2], (200_000,), ((6, 1.0),))
     for sample in (*drawn.double().numpy(), *other.double().numpy()):
@@ -62,19 +71,57 @@ def test_the_numbers_are_normal_and_independent():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_precision_and_layout_change_nothing(dtype):
-    plain = fill([4, 5], (3, 6, 6))
-    assert torch.equal(fill([4, 5], (3, 6, 6), dtype=dtype), plain.to(dtype))
-    strided = torch.empty(2, 3, 6, 6).to(memory_format=torch.channels_last)
-    assert torch.equal(normals.Normals([4, 5]).fill(strided, ((5, 1.0),)), plain)
+@pytest.mark.parametrize("draws", [((5, 1.0),), ((5, 0.6), (6, -0.8))], ids=["one", "two"])
+@pytest.mark.parametrize("shape", [(3, 6, 6), (3, 7, 15), (5, 200, 131)], ids=str)  # the last one in three pieces
+def test_precision_and_layout_change_nothing(dtype, shape, draws, way):
+    plain = fill([4, 5], shape, draws)
+    assert torch.equal(fill([4, 5], shape, draws, dtype=dtype), plain.to(dtype))
+    strided = torch.empty(2, *shape).to(memory_format=torch.channels_last)
+    assert torch.equal(normals.Normals([4, 5]).fill(strided, draws), plain)
 
 
 @pytest.mark.parametrize("n", [5, 256, 70_001])
-def test_a_sample_does_not_depend_on_its_batch(n):
+def test_a_sample_does_not_depend_on_its_batch(n, way):
     together = GaussianNoise([7, 8, 9])(TERM, torch.empty(3, n))
     assert torch.equal(together, GaussianNoise([7, 8, 9])(TERM, torch.empty(3, n)))
     for i in range(3):
         assert torch.equal(GaussianNoise([7 + i])(TERM, torch.empty(1, n))[0], together[i])
+
+
+def test_which_way_is_taken_depends_on_the_sample_alone(monkeypatch):
+    """A sample just too small for Numba does not become large enough in a batch."""
+    pytest.importorskip("numba", reason="Numba is not installed (pip install numba)")
+    n = 6000
+    monkeypatch.setattr(lincomb, "CPU_LEAST", n + 1)
+    alone, together = fill([9], (n,)), fill([7, 8, 9], (n,))
+    monkeypatch.setattr(lincomb, "CPU_LEAST", n)
+    compiled = fill([9], (n,))
+    assert torch.equal(together[2], alone[0]) and not torch.equal(compiled, alone)
+    torch.testing.assert_close(compiled, alone, rtol=0, atol=4e-6)
+
+
+def test_the_rarest_words_give_finite_numbers():
+    """Logarithm and angle at the ends of their ranges, against float64: words are made for it by running SplitMix64 backwards."""
+    normals_cpu = pytest.importorskip("fewstep.samplers.normals_cpu", reason="Numba is not installed (pip install numba)")
+    top = 2**31 - 1
+    for high in (0, 1, 2, 2**23, 2**24 + 1, 2**30, top - 64, top):
+        for low in (0, 1, *(k * 2**28 + d for k in range(1, 8) for d in (-1, 0, 1)), top):
+            first, second = torch.empty(1), torch.empty(1)
+            normals_cpu.draw(first, second, (unmix(high << 33 | low) - normals.GAMMA) % 2**64, 1.0, False)
+            unit = float((np.float32(high) + np.float32(0.5)) * np.float32(2.0**-31))  # rounded as the numbers are
+            radius, angle = math.sqrt(-2 * math.log(unit)), 2 * math.pi * low * 2.0**-31
+            assert first.item() == pytest.approx(radius * math.cos(angle), abs=2e-6), (high, low)
+            assert second.item() == pytest.approx(radius * math.sin(angle), abs=2e-6), (high, low)
+
+
+def unmix(word):
+    """The state that SplitMix64's output function turns into ``word``."""
+    for bits, factor in ((31, normals.MIX_2), (27, normals.MIX_1), (30, 1)):
+        value = word
+        for _ in range(3):  # undoes value ^= value >> bits
+            value = word ^ value >> bits
+        word = value * pow(factor, -1, 2**64) % 2**64
+    return word
 
 
 def test_gaussian_noise_is_keyed_by_interval_and_apart_from_the_start_noise():
