@@ -28,8 +28,9 @@ TREES, TREE_NUMEL = ("dpmpp_2m_sde", "dpmpp_3m_sde"), 500_000
 # (form, solver, options)
 OURS: list[tuple[str, str, dict[str, Any]]] = [
     ("euler", "ddim", {}), ("2M", "dpm_solver_multistep", {"order": 2}), ("3M", "dpm_solver_multistep", {"order": 3}),
-    ("deis", "deis_ab", {"ab_order": 3}), ("ipndm", "ipndm", {"order": 4}), ("unipc 2", "unipc", {"order": 2}),
-    ("unipc 3", "unipc", {"order": 3}), ("2M SDE", "dpm_solver_sde_multistep", {"order": 2}),
+    # ComfyUI's and diffusers' default deis has three terms, k-diffusion's lms four
+    ("deis", "deis_ab", {"ab_order": 2}), ("lms", "deis_ab", {"ab_order": 3}), ("ipndm", "ipndm", {"order": 4}),
+    ("unipc 2", "unipc", {"order": 2}), ("unipc 3", "unipc", {"order": 3}), ("2M SDE", "dpm_solver_sde_multistep", {"order": 2}),
     ("3M SDE", "dpm_solver_sde_multistep", {"order": 3}), ("euler ancestral", "ddim", {"eta": 1.0}),
 ]
 SIGMAS: dict[str, dict[str, str]] = {
@@ -39,7 +40,7 @@ SIGMAS: dict[str, dict[str, str]] = {
         "er_sde": "3M SDE", "sa_solver": "unipc 3",
     },
     "k-diffusion": {
-        "euler": "euler", "dpmpp_2m": "2M", "lms": "deis", "euler_ancestral": "euler ancestral", "dpmpp_2m_sde": "2M SDE",
+        "euler": "euler", "dpmpp_2m": "2M", "lms": "lms", "euler_ancestral": "euler ancestral", "dpmpp_2m_sde": "2M SDE",
     },
 }
 DIFFUSERS: list[tuple[str, str, dict[str, Any]]] = [

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,7 @@ class _CpuScratch:
         size = half if direct and compiled is not None else min(half, _CPU_WORDS)
         if not direct and self._total.shape[1] < size:
             self._total = torch.empty(2, size)
-        draw = self._draw if compiled is None else compiled.draw
+        draw: Callable[..., None] = self._draw if compiled is None else compiled.draw
         for first in range(0, half, size):
             parts = flat[first : min(first + size, half)], flat[half + first : min(half + first + size, n)]
             targets = parts if direct else [total[: len(part)] for total, part in zip(self._total, parts, strict=True)]
