@@ -19,10 +19,10 @@ from ..demo import FORMS
 from ..demo.model import load
 from ..demo.text import context_of
 from ..samplers.calibration.fitted_plan import FitSettings, cost, fit
-from ..samplers.calibration.job import Job
+from ..samplers.calibration.job import Job, Keeper
 from ..samplers.calibration.joint import Joint
 from ..samplers.calibration.refine import final_errors
-from ..samplers.calibration.samples import Keeper, Samples
+from ..samplers.calibration.samples import Samples
 from ..samplers.calibration.search_ratios import draw_starts
 from ..samplers.calibration.stagewise import teacher_states
 from ..samplers.calibration.tableau import Tableau

@@ -16,11 +16,11 @@ from ..recipe import Recipe
 from ..solvers.ddim import ddim
 from ..solvers.unipc import unipc
 from .held_out import REFINE, refined
-from .job import Job
+from .job import Job, Keeper
 from .ratios import clock_of
 from .search_ratios import DEFAULT, Search, Settings, check_search, official_trajectory, step_of
 from .store import Calibration
-from .walk import Keeper, Model, follow
+from .walk import Model, follow
 
 OFFICIAL_STEPS = 200
 

@@ -12,10 +12,10 @@ from ..errors import CalibrationError, check_integer
 from ..grids import Grid
 from ..plan import Plan
 from ..solvers.dpm_multistep import dpm_solver_multistep
-from .job import Job
+from .job import Job, Keeper
 from .joint import Joint, fit_joint, joint_cost
 from .refine import Refinement, final_errors, refine, refine_cost
-from .samples import Keeper, Samples
+from .samples import Samples
 from .stagewise import fit_stagewise, teacher_cost, teacher_states
 from .store import Calibration
 from .tableau import Tableau

@@ -57,7 +57,8 @@ class Job:
                 if meta.get("settings") != self._settings:
                     return None
                 self.done = int(meta["done"])
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # copies: a file's tensors lie at any address, and sums of unaligned ones are rounded otherwise
+                return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise CalibrationError(
                 f"the partial state {self._partial} is damaged ({error}): delete it to start anew"
@@ -99,3 +100,23 @@ class Job:
         except OSError as error:
             raise CalibrationError(f"the partial state could not be written to {self._partial}: {error}") from error
         self._written = time.monotonic()
+
+
+class Keeper:
+    """The state of a job with several parts, each under its own name."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._state: dict[str, torch.Tensor] = dict(job.resume() or {})
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        """What was kept of a part, empty if it has not begun."""
+        return {key[len(name) + 1 :]: value for key, value in self._state.items() if key.startswith(f"{name}/")}
+
+    def advance(
+        self, evaluations: int, name: str, part: Mapping[str, torch.Tensor], curves: Curves | None = None
+    ) -> None:
+        """Replaces what is kept of a part and tells the job."""
+        self._state = {key: value for key, value in self._state.items() if not key.startswith(f"{name}/")}
+        self._state.update({f"{name}/{key}": value for key, value in part.items()})
+        self.job.advance(evaluations, self._state, curves)

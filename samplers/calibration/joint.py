@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 
 from ..errors import check_integer
+from .job import Keeper
 from .refine import OUTLIER, final_errors, outputs_of_first_batch, robust
-from .samples import Keeper, Samples
+from .samples import Samples
 from .tableau import Tableau
 from .unrolled import LEVEL_STEP, Numbers, Unrolled, uncorrelated
 

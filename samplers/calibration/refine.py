@@ -9,7 +9,8 @@ import torch
 
 from ..engine import run
 from ..errors import CalibrationError, DenoiserError, check_integer, check_range
-from .samples import Keeper, Samples
+from .job import Keeper
+from .samples import Samples
 from .tableau import Tableau
 from .unrolled import Unrolled, uncorrelated
 

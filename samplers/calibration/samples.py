@@ -1,36 +1,12 @@
-"""What the parts of a fit share: the model over batches of samples, and a job's state kept part by part."""
+"""What the parts of a fit share: the model over batches of samples."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 
 from ..engine import Denoiser
 from ..errors import CalibrationError
 from ..lincomb import accumulation_dtype
-from .job import Curves, Job
-
-State = dict[str, torch.Tensor]
-
-
-class Keeper:
-    """The state of a job with several parts, each under its own name."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        # copies: a file's tensors lie at any address, and sums of unaligned ones are rounded otherwise
-        self._state: State = {key: value.clone() for key, value in (job.resume() or {}).items()}
-
-    def part(self, name: str) -> State:
-        """What was kept of a part, empty if it has not begun."""
-        return {key[len(name) + 1 :]: value for key, value in self._state.items() if key.startswith(f"{name}/")}
-
-    def advance(self, evaluations: int, name: str, part: Mapping[str, torch.Tensor], curves: Curves | None = None) -> None:
-        """Replaces what is kept of a part and tells the job."""
-        self._state = {key: value for key, value in self._state.items() if not key.startswith(f"{name}/")}
-        self._state.update({f"{name}/{key}": value for key, value in part.items()})
-        self.job.advance(evaluations, self._state, curves)
 
 
 class Samples:
@@ -61,7 +37,7 @@ class Samples:
     def __call__(self, y: torch.Tensor, sigma: float, what: str) -> torch.Tensor:
         """The finite x_0 prediction for one batch; raises CalibrationError naming ``what`` and the level where it is not."""
         level = torch.full((len(y),), sigma, dtype=accumulation_dtype(y.dtype), device=y.device)
-        return finite(self.denoiser(y, level), sigma, what)
+        return finite(self.denoiser(y, level).contiguous(), sigma, what)  # a resumed job's layout, see walk.Model
 
 
 def finite(denoised: torch.Tensor, sigma: float, what: str) -> torch.Tensor:

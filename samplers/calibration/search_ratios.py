@@ -24,8 +24,8 @@ from ..plan import NoiseTerm, Plan, Row, Stage
 from ..solvers.ddim import ddim
 from ..times import DiscreteTime
 from . import scalar_search
-from .job import Job
-from .walk import Keeper, Model, State, Walk, follow
+from .job import Job, Keeper
+from .walk import Model, State, Walk, follow
 
 Rule = Literal["interpolated", "official"]
 Method = Literal["auto", "gradient", "line"]

@@ -20,8 +20,8 @@ from ..errors import CalibrationError, DenoiserError, check_integer, check_range
 from ..grids import Grid, from_sigmas
 from ..solvers.dpm_multistep import dpm_solver_multistep
 from ..solvers.unipc import unipc
-from .job import Job
-from .samples import Keeper, Samples
+from .job import Job, Keeper
+from .samples import Samples
 from .tableau import Tableau
 
 SINGULAR = 1e-13  # relative size of a direction in which the outputs are taken to be equal

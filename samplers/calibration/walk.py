@@ -12,30 +12,11 @@ from ..engine import Denoiser, fitted
 from ..errors import CalibrationError
 from ..lincomb import accumulation_dtype, place
 from ..plan import Plan, Row, Stage
-from .job import Curves, Job
+from .job import Keeper
 
 State = dict[str, torch.Tensor]
 ALL = slice(None)
 NOTHING: Mapping[int, torch.Tensor] = {}
-
-
-class Keeper:
-    """The state of a job that has several parts, each kept under its own name."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self._state: State = dict(job.resume() or {})
-
-    def part(self, name: str) -> State:
-        """What an interrupted job has kept of a part."""
-        return {key[len(name) + 1 :]: tensor for key, tensor in self._state.items() if key.startswith(f"{name}/")}
-
-    def advance(self, evaluations: int, name: str, state: Mapping[str, torch.Tensor], curves: Curves | None = None) -> None:
-        """Replaces what is kept of a part and tells the job."""
-        for key in [key for key in self._state if key.startswith(f"{name}/")]:
-            del self._state[key]
-        self._state.update({f"{name}/{key}": tensor for key, tensor in state.items()})
-        self.job.advance(evaluations, self._state, curves)
 
 
 class Model:
@@ -53,7 +34,8 @@ class Model:
         """What ``stage`` stores for the samples of one batch, ``y`` being their states."""
         node = stage.node
         sigma = torch.full((len(y),), node.sigma, dtype=accumulation_dtype(y.dtype), device=y.device)
-        denoised = self._denoisers[part.start // self.batch % len(self._denoisers)](y, sigma)
+        # in the layout that a resumed job has it in: sums in another order would be rounded otherwise
+        denoised = self._denoisers[part.start // self.batch % len(self._denoisers)](y, sigma).contiguous()
         if not bool(torch.isfinite(denoised.detach()).all()):
             raise CalibrationError(
                 f"the model returned NaN or infinity at sigma {node.sigma:.6g}, samples {part.start} to {part.stop - 1}: run it "
