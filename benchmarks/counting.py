@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -41,26 +41,29 @@ class Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _counted_kernel(counts: Counts, kernels: Any) -> Iterator[None]:
-    """The rows that a kernel computes in one call count as one operation: torch's dispatcher does not see it."""
-    if kernels is None:
+def _counted_kernels(counts: Counts, x: torch.Tensor) -> Iterator[None]:
+    """What a kernel computes in one call counts as one operation: torch's dispatcher does not see it."""
+    noise = lincomb.compiled_for(x[0], "normals_cpu")
+    with ExitStack() as stack:
+        for owner, name in ((lincomb.kernels_for(x) or lincomb.cpu_kernels_for(x), "combine"), (noise, "draw")):
+            if owner is not None:
+                stack.enter_context(mock.patch.object(owner, name, _counted(counts, getattr(owner, name))))
         yield
-        return
-    combine = kernels.combine
 
-    def counted(*args: Any) -> bool:
-        done: bool = combine(*args)
-        counts.large += done
+
+def _counted(counts: Counts, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(*args: Any) -> Any:
+        done = kernel(*args)
+        counts.large += done is not False  # left to torch's operations, which are counted
         return done
 
-    with mock.patch.object(kernels, "combine", counted):
-        yield
+    return counted
 
 
 def count(loop: Loop, x: torch.Tensor) -> dict[str, float]:
     """Per step: operations on states, on scalars, host reads, tensors made of the state's size (those kept in mind)."""
     loop.setup()
-    with Counts(x.numel()) as counts, _counted_kernel(counts, lincomb.kernels_for(x) or lincomb.cpu_kernels_for(x)):
+    with Counts(x.numel()) as counts, _counted_kernels(counts, x):
         loop.run()
     return {
         "large_ops": counts.large / STEPS, "small_ops": counts.small / STEPS, "host_reads": counts.reads / STEPS,

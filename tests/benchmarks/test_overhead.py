@@ -102,3 +102,15 @@ def test_launches_are_counted(mine):
     denoised = torch.randn_like(x)
     counted = counting.count(loops.loops(x, lambda y, sigma: denoised)[0], x)
     assert counted["large_ops"] == pytest.approx(2.0, abs=0.15) and counted["host_reads"] <= 1 / loops.STEPS
+
+
+def test_what_numba_does_is_counted(monkeypatch):
+    """By hand, for 20 steps of Euler with noise: one pass and one draw a step, but for the last step, to sigma 0, without noise."""
+    pytest.importorskip("numba", reason="Numba is not installed (pip install numba)")
+    monkeypatch.setattr(loops, "OURS", [entry for entry in loops.OURS if entry[0] == "euler ancestral"])
+    x, denoised = torch.randn(1, 4, 64, 64), torch.randn(1, 4, 64, 64)
+    fast, alone = (loop for loop in loops.loops(x, lambda y, sigma: denoised) if loop.package in ("fewstep", loops.ALONE))
+    assert counting.count(fast, x)["large_ops"] == pytest.approx((20 + 19) / 20)
+    fast.setup(), alone.setup()
+    assert lincomb.cpu_kernels_for(x) is None, "torch alone leaves Numba off"
+    loops._with_kernel(True)
