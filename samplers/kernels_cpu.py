@@ -19,13 +19,19 @@ from numba.extending import intrinsic
 BLOCK = 2048  # float32 numbers: the sum and a few inputs stay in the first-level cache
 
 
-def compiled(function):
-    """The function in machine code, kept on disk where there is a place for it. Products and sums may be fused."""
+def compiled(signature):
+    """Makes machine code of a function at once, so that what fails does so while the module is imported, and keeps it on disk
+    where there is a place for it. Products and sums may be fused.
+    """
     options = {"nogil": True, "fastmath": {"contract"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to write to
-        return numba.njit(**options)(function)
+
+    def make(function):
+        try:
+            return numba.njit(signature, cache=True, **options)(function)
+        except RuntimeError:  # no folder to write to
+            return numba.njit(signature, **options)(function)
+
+    return make
 
 
 def _pointer(kind):
@@ -43,7 +49,7 @@ floats, words = _pointer(types.float32), _pointer(types.int32)
 _addresses, _doubles = _pointer(types.int64), _pointer(types.float64)
 
 
-@compiled
+@compiled(types.boolean(*[types.int64] * 6))
 def _rows(sheet, coefficients, rows, terms, watched, n):
     """Row r is the sum over its terms ``ends[r - 1]:ends[r]``; returns whether ``watched`` holds NaN or infinity.
 

@@ -8,6 +8,7 @@ precision polynomials (Moshier 1989), which compile to vector instructions; angl
 
 import numpy as np
 from numba import carray
+from numba.core import types
 
 from .kernels_cpu import compiled, floats
 from .normals import GAMMA, MIX_1, MIX_2, signed
@@ -17,7 +18,7 @@ _TO_UNIT = np.float32(2.0**-31)
 _TO_ANGLE = np.float32(2.0 * np.pi * 2.0**-31)
 
 
-@compiled
+@compiled(types.void(types.int64, types.float32[::1], types.int64, types.boolean))
 def _write(place, part, count, add):
     if count <= 0:
         return
@@ -30,7 +31,7 @@ def _write(place, part, count, add):
             out[i] = part[i]
 
 
-@compiled
+@compiled(types.void(*[types.int64] * 5, types.float64, types.boolean))
 def _draw(first_at, second_at, words, seconds, stream, weight, add):
     """The float32 numbers at two addresses become, or gain if ``add``, ``weight`` times the first and the second normal of
     each of ``words`` words of ``stream``; of the second ones only ``seconds``.
