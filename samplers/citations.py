@@ -13,6 +13,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "dpm_solver_adaptive": ("lu2022dpmsolver",),
     "dpm_solver_sde_multistep": ("lu2022dpmsolverpp",),
     "dpm_solver_sde_singlestep": ("lu2022dpmsolverpp",),
+    "sa_solver": ("xue2023sasolver",),
     "unipc": ("zhao2023unipc",),
     "unic": ("zhao2023unipc",),
     "deis_ab": ("zhang2023deis",),

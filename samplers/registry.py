@@ -27,6 +27,7 @@ from .solvers.dpm_v3 import dpm_solver_v3
 from .solvers.fitted import fitted_plan
 from .solvers.gradient_estimation import gradient_estimation
 from .solvers.pndm import pndm
+from .solvers.sa_solver import sa_solver
 from .solvers.unipc import unipc
 from .start import StartTransform
 from .teleport import teleport
@@ -38,6 +39,7 @@ SOLVERS: dict[str, Callable[..., Plan | AdaptivePlan]] = {
     "dpm_solver_adaptive": dpm_solver_adaptive,
     "dpm_solver_sde_multistep": dpm_solver_sde_multistep,
     "dpm_solver_sde_singlestep": dpm_solver_sde_singlestep,
+    "sa_solver": sa_solver,
     "dpm_solver_v3": dpm_solver_v3,
     "unipc": unipc,
     "deis_ab": deis_ab,
