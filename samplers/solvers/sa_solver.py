@@ -27,8 +27,8 @@ def adams_row(grid: Grid, i: int, outputs: Sequence[int], tau: float, s_noise: f
     """The step from node i to node i+1 through the given outputs, with its noise (eq. 14 and 17).
 
     Args:
-        outputs: i, i-1, ... for a predictor; with i+1 in front, or alone, for a corrector. Into sigma 0 and out of pure noise only
-            output i is read.
+        outputs: i, i-1, ... for a predictor; with i+1 in front, or alone, for a corrector. Into sigma 0 and out of pure noise
+            output i alone is read.
         tau: of this step.
         simple_order_2: the weight of a second output is its leading term, ``H/2``.
     """
@@ -84,7 +84,7 @@ def sa_solver(
     check_range("sde_end", sde_end, 0.0, math.inf)
     check_eta(0.0, s_noise)
     if sde_end > sde_start:
-        raise OptionError(f"sde_end is {sde_end!r}, above sde_start {sde_start!r}: noise falls, so give the larger one as sde_start")
+        raise OptionError(f"sde_end is {sde_end!r}, above sde_start {sde_start!r}: give the larger one, the earlier, as sde_start")
     taus = [tau if sde_start >= node.rho >= sde_end else 0.0 for node in grid.nodes[1:]]
     finite = grid.steps - (grid.end == "zero")
 

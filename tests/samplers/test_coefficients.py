@@ -27,6 +27,7 @@ CASES = [
     ("unipc", {"order": 3}), ("unipc", {"order": 2, "prediction": "noise", "variant": "bh1"}), ("unipc", {"order": 2, "variant": "vary_coeff"}),
     ("dpm_solver_v3", {"order": 3}), ("dpm_solver_v3", {"order": 2, "corrector": "none"}), ("deis_ab", {"basis": "rho"}), ("deis_ab", {"basis": "log_rho"}), ("deis_ab", {"basis": "linear_t"}), ("deis_rk", {"tableau": "3vdh"}), ("ipndm", {"order": 3}), ("gradient_estimation", {"gamma": 2.4}),
     ("dpm_solver_sde_multistep", {"order": 3}), ("dpm_solver_sde_singlestep", {}), ("ddim", {"eta": 0.7}),
+    ("sa_solver", {}), ("sa_solver", {"tau": 0.0}), ("sa_solver", {"tau": 2.0, "predictor_order": 4, "corrector_order": 2, "sde_start": 1e9, "sde_end": 0.0}),
 ]
 
 
@@ -128,7 +129,9 @@ def test_psi_against_rational_arithmetic(g):
         assert value == pytest.approx(float(wanted), rel=1e-11, abs=0)
 
 
-DETERMINISTIC = [c for c in CASES if not c[0].startswith("dpm_solver_sde") and "eta" not in c[1]]
+DETERMINISTIC = [
+    c for c in CASES if not c[0].startswith("dpm_solver_sde") and "eta" not in c[1] and (c[0] != "sa_solver" or c[1].get("tau") == 0)
+]
 
 
 @pytest.mark.parametrize("h", [1e-8, 1e-5, 1e-2])
@@ -276,6 +279,7 @@ def test_pure_noise_and_zero_ends_take_their_limits():
     ("ddim", {"prediction": "eps"}), ("dpm_solver_multistep", {"order": 1}), ("dpm_solver_singlestep", {}),
     ("dpm_solver_singlestep", {"inner": "lambda", "prediction": "noise"}), ("dpm_solver_adaptive", {}), ("unipc", {"order": 1}),
     ("deis_ab", {"ab_order": 0}), ("deis_rk", {"tableau": "4rk"}), ("ipndm", {"order": 1}), ("gradient_estimation", {}),
+    ("sa_solver", {"tau": 0.0}),
 ], ids=str)
 def test_one_and_two_steps_touch_both_ends(name, options, sigmas):
     z = torch.randn(2, 4, 4, 4, dtype=torch.float64)

@@ -55,6 +55,11 @@ METHODS = [  # (solver, options, published order of the body)
     ("dpm_solver_singlestep", {"order": 2, "allocation": "fixed"}, 2), ("dpm_solver_singlestep", {"order": 3, "allocation": "fixed"}, 3),
     ("dpm_solver_singlestep", {"order": 3, "allocation": "fixed", "solver_type": "taylor", "prediction": "noise"}, 3),
     ("unipc", {"order": 1}, 2), ("unipc", {"order": 2}, 3), ("unipc", {"order": 3}, 4), ("unipc", {"order": 3, "prediction": "noise"}, 4),
+    ("sa_solver", {"tau": 0.0}, 4), ("sa_solver", {"tau": 0.0, "predictor_order": 1, "corrector_order": 4}, 2),
+    ("sa_solver", {"tau": 0.0, "predictor_order": 3, "corrector_order": 2}, 2),
+    ("sa_solver", {"tau": 0.0, "predictor_order": 2, "corrector_order": 3, "simple_order_2": False}, 3),
+    ("sa_solver", {"tau": 0.0, "predictor_order": 4, "corrector_order": 0}, 4),
+    ("sa_solver", {"tau": 0.0, "predictor_order": 1, "corrector_order": 1}, 1),
     ("unipc", {"order": 2, "corrector": False, "variant": "bh1"}, 2), ("unipc", {"order": 3, "corrector": False}, 3),
     ("unipc", {"order": 2, "variant": "vary_coeff"}, 3), ("unipc", {"order": 2, "variant": "vary_coeff_official"}, 1),
     ("deis_ab", {"ab_order": 1, "basis": "rho"}, 2), ("deis_ab", {"ab_order": 2, "basis": "log_rho"}, 3),
@@ -71,7 +76,7 @@ def test_convergence_order(name, options, order, frame, scale, exact):
     steps = (96, 192) if order < 4 else (48, 96)
     errors = []
     for n in steps:
-        body = {**options, **({"lower_order_final": False} if name in ("unipc", "dpm_solver_multistep") else {})}
+        body = {**options, **({"lower_order_final": False} if name in ("unipc", "sa_solver", "dpm_solver_multistep") else {})}
         plan = make_plan(name, frame, grid_with_start_up(frame, n), **body)
         errors.append(float((run(plan, MODEL.denoiser(frame, scale), start(frame)) / alpha - exact[scale]).norm()))
     slope = math.log2(errors[0] / errors[1])
@@ -88,6 +93,7 @@ def test_convergence_order(name, options, order, frame, scale, exact):
     ("deis_ab", {"basis": "log_rho"}), ("deis_ab", {"basis": "linear_t"}), ("deis_ab", {"basis": "rho", "ab_order": 3}),
     ("deis_rk", {}), ("ipndm", {}), ("gradient_estimation", {}),
     ("ddim", {"eta": 1.0}), ("dpm_solver_sde_multistep", {"order": 3}), ("dpm_solver_sde_singlestep", {}),
+    ("sa_solver", {}), ("sa_solver", {"tau": 0.0}), ("sa_solver", {"tau": 1.4, "predictor_order": 2, "sde_start": 1e9, "sde_end": 0.0}),
 ], ids=str)
 def test_the_same_plan_in_every_frame_gives_the_same_samples(name, options, scale):
     lam = np.append(np.linspace(-2.0, 3.0, 9), math.inf)

@@ -103,6 +103,9 @@ EDM_GRID = [10.0, 3.0, 1.0, 0.0]
     ("dpm_solver_singlestep", {"order": 4}, "order is 4"), ("dpm_solver_singlestep", {"order": 3, "allocation": "fixed"}, "fewer than one step"),
     ("dpm_solver_adaptive", {"order": 1}, "order is 1"), ("dpm_solver_adaptive", {"atol": 0.0}, "atol is 0"), ("dpm_solver_adaptive", {"theta": 2.0}, "theta 2"),
     ("dpm_solver_sde_multistep", {"eta": -1.0}, "eta is -1"), ("dpm_solver_sde_multistep", {"s_noise": math.nan}, "s_noise is nan"),
+    ("sa_solver", {"predictor_order": 5}, "predictor_order is 5"), ("sa_solver", {"corrector_order": -1}, "corrector_order is -1"),
+    ("sa_solver", {"tau": math.nan}, "tau is nan"), ("sa_solver", {"s_noise": -1.0}, "s_noise is -1"), ("sa_solver", {"sde_end": -1.0}, "sde_end is -1"),
+    ("sa_solver", {"sde_start": 1.0, "sde_end": 2.0}, "sde_end is 2.0, above sde_start 1.0: give the larger one"),
     ("dpm_solver_sde_singlestep", {"r": 0.0}, "r is 0"), ("ddim", {"eta": 1.5}, "eta is 1.5"), ("ddim", {"prediction": "noise"}, "prediction is 'noise'"),
     ("deis_ab", {"ab_order": 4, "basis": "rho"}, "ab_order is 4"), ("deis_ab", {"ab_order": 3, "basis": "rho"}, "needs at least 4 steps"),
     ("deis_ab", {"basis": "log_rho", "quadrature": "official"}, "not in the official code"),
@@ -128,7 +131,7 @@ def test_correctors_refuse_what_they_cannot_correct():
     grid = grids.karras(frame, 6, end="zero", t_T=14.6, t_0=0.03)
     for name, options, words in [
         ("deis_rk", {}, "one evaluation per step"), ("dpm_solver_sde_multistep", {}, "adds noise"), ("unipc", {}, "corrected already"),
-        ("ddim", {"prediction": "flow"}, "stores flow"),
+        ("sa_solver", {}, "adds noise"), ("sa_solver", {"tau": 0.0}, "corrected already"), ("ddim", {"prediction": "flow"}, "stores flow"),
     ]:
         with pytest.raises(PlanError, match=words):
             unic(make_plan(name, frame, grid, **options))
