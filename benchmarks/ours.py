@@ -20,7 +20,8 @@ from .problems import Denoiser, Problem
 # values that are tried for options without a list of their own; an option that is not here stays at its default
 # (order 1 is DDIM in every family)
 NOISY = (0.3, 0.6, 1.0)
-NUMBERS = {"order": (2, 3, 4), "ab_order": (2, 3), "tableau": ("2heun", "3kutta", "4rk"), "eta": (0.0, *NOISY)}
+NUMBERS = {"order": (2, 3, 4), "ab_order": (2, 3), "tableau": ("2heun", "3kutta", "4rk"), "eta": (0.0, *NOISY),
+           "predictor_order": (2, 3), "tau": (0.0, 0.7, 1.0)}
 CHOICES = ("prediction", "solver_type", "variant", "basis")
 RARE = {"prediction": ("noise",), "solver_type": ("taylor", "heun"), "variant": ("vary_coeff_official",)}
 # the number of evaluations is not given ahead; for distilled models; on a calibration's own levels
@@ -45,7 +46,7 @@ def recipes() -> Iterator[Recipe]:
         for values in itertools.product(*axes.values()):
             recipe = Recipe(solver, dict(zip(axes, values, strict=True)))
             yield recipe
-            if solver != "unipc":
+            if solver not in ("unipc", "sa_solver"):  # which have their own
                 yield recipe.corrected("unic", order=recipe.options.get("order", recipe.options.get("ab_order", 1)))
         for corrector in (*CORRECTORS, *(name for name in REPLANNERS if name != "sigma_clock")):
             needs = any(option.default is inspect.Parameter.empty for option in solver_options(corrector).values())
@@ -127,7 +128,7 @@ def _resolved(recipe: Recipe, problem: Problem, grid: str, steps: int) -> Plan |
 
 
 def _stochastic(recipe: Recipe) -> bool:
-    return bool(recipe.options.get("eta"))
+    return bool(recipe.options.get("eta") or recipe.options.get("tau"))
 
 
 def sample(recipe: Recipe, problem: Problem, denoiser: Denoiser, grid: str, steps: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any], int, str, int]] = {  # template ->
     "solver_dpm_singlestep": ("FewStepDPMSolverSinglestep", {"order": 2}, 8, "2", 3),
     "solver_dpm_adaptive": ("FewStepDPMSolverAdaptive", {}, 8, "4", 1),
     "solver_dpm_sde": ("FewStepDPMSolverSDE", {}, 12, "5", 1),
+    "solver_sa": ("FewStepSASolver", {}, 8, "5", 1),
     "solver_dpm_v3": ("FewStepDPMSolverV3", {}, 7, "0", 3),
     "solver_deis": ("FewStepDEIS", {}, 8, "8", 1),
     "solver_deis_runge_kutta": ("FewStepDEISRungeKutta", {"tableau": "2heun"}, 6, "9", 1),

@@ -14,7 +14,7 @@ from typing import Any
 log = logging.getLogger("fewstep")
 
 MODULES = (
-    "demo", "solvers", "consistency", "correctors", "compensation", "fitted", "teleport", "schedule", "schedules", "ksampler",
+    "demo", "solvers", "sa_solver", "consistency", "correctors", "compensation", "fitted", "teleport", "schedule", "schedules", "ksampler",
     "inspector", "compare", "advisor", "calibration", "calibrate_moments", "calibrate_plan", "calibrate_ratios",
     "calibrate_statistics", "statistics", "prompts", "distilled", "lora_steps",
 )

@@ -19,6 +19,7 @@ SAMPLERS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "fewstep_unipc": ("unipc", {}),
     "fewstep_dpmpp_2m": ("dpm_solver_multistep", {}),
     "fewstep_dpmpp_2m_sde": ("dpm_solver_sde_multistep", {}),
+    "fewstep_sa_solver": ("sa_solver", {}),
     "fewstep_deis": ("deis_ab", {"basis": "log_rho"}),
 }
 SCHEDULES = {"fewstep_uniform_lambda": "uniform_lambda", "fewstep_quadratic": "quadratic_t"}

@@ -36,6 +36,7 @@ WORDS: dict[str, Word] = {
     "clamp": Word("Keeps every step going forward, from noise to picture. The authors' code does not.", advanced=True),
     "corrector": Word("Re-uses the next step's evaluation to correct the step before it; costs nothing. Off leaves the "
                       "predictor UniP."),
+    "corrector_order": Word("Evaluations that a step is corrected with, the new one among them; costs nothing. 0 is no corrector.", 0, 4),
     "cutoff": Word("Training time up to which nothing is shifted, of 1000. The authors use 200 to 400.", 0.0, 999.0),
     "dc_order": Word("Degree of the polynomial through past outputs; the first as many ratios are 1. 2 as published.", 1, 6,
                      advanced=True),
@@ -63,6 +64,8 @@ WORDS: dict[str, Word] = {
                      "models this was tried on.", advanced=True),
     "p_pseudo": Word("The predictor takes leading differences alone; published for 5 steps of unguided pixel models.",
                      advanced=True),
+    "predictor_order": Word("Evaluations that a step is predicted from; the first steps use as many as there are. 2 is calmer with "
+                            "strong guidance.", 1, 4),
     "per_channel": Word("Averages statistics measured per element over positions, to use them at another size.", advanced=True),
     "s_max": Word("Bound of the statistics' scale s; 0: none, as published. Large guidance makes it so steep that the corrector "
                   "diverges.", 0.0, 1000.0),
@@ -80,6 +83,11 @@ WORDS: dict[str, Word] = {
                      "evaluation."),
     "scope": Word("all: the solver works with mixed predictions throughout. leading: only the first-order part of each step "
                   "does. For DDIM both are the same.", advanced=True),
+    "sde_end": Word("Noise level below which none is renewed any more, so that the last steps leave no grain.", 0.0, 1000.0),
+    "sde_start": Word("Noise level from which on noise is renewed, as sigma/alpha: the sigma of noise and v models; on a flow model "
+                      "sigma/(1 - sigma), so 10 is its sigma 0.91.", 0.0, 1000.0),
+    "simple_order_2": Word("The simpler weights of order 2 that the authors use for few steps. ComfyUI leaves them off.",
+                           advanced=True),
     "skip_last": Word("No mix at the evaluation that goes straight into the picture, where it would leave grain."),
     "s_noise": Word("Factor on the added noise. Other values than 1 change what the samples look like on average.", 0.0, 2.0,
                     advanced=True),

@@ -7,7 +7,7 @@ const PALETTE = {
 const NODES = {
   "solvers": [
     "FewStepDDIM", "FewStepDPMSolverMultistep", "FewStepDPMSolverSinglestep", "FewStepDPMSolverAdaptive", "FewStepDPMSolverSDE",
-    "FewStepUniPC", "FewStepDEIS", "FewStepDEISRungeKutta", "FewStepIPNDM", "FewStepPNDM", "FewStepGradientEstimation",
+    "FewStepSASolver", "FewStepUniPC", "FewStepDEIS", "FewStepDEISRungeKutta", "FewStepIPNDM", "FewStepPNDM", "FewStepGradientEstimation",
     "FewStepConsistency", "FewStepFittedSolver", "FewStepDPMSolverV3"
   ],
   "correctors": ["FewStepUniC", "FewStepTimeShift", "FewStepDynamicCompensation", "FewStepDualFast", "FewStepTeleport",

@@ -94,7 +94,7 @@ def test_the_stock_lists_of_the_embedded_host_are_of_the_real_ones(server):
 
 
 @pytest.mark.parametrize("form", ["eps", "v", "flow"])
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "fewstep_unipc", "fewstep_dpmpp_2m", "fewstep_dpmpp_2m_sde", "fewstep_deis"])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "fewstep_unipc", "fewstep_dpmpp_2m", "fewstep_dpmpp_2m_sde", "fewstep_sa_solver", "fewstep_deis"])
 def test_a_sampler_of_the_stock_list(same, form, sampler):
     same(ksampler(form, sampler, "karras"))
 

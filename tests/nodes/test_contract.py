@@ -18,6 +18,8 @@ CONTRACT = {
     "FewStepDPMSolverSinglestep": ("order prediction solver_type allocation inner thresholding", "SAMPLER"),
     "FewStepDPMSolverAdaptive": ("order prediction solver_type atol rtol h_init theta thresholding", "SAMPLER"),
     "FewStepDPMSolverSDE": ("method order eta s_noise solver_type r", "SAMPLER"),
+    "FewStepSASolver": (
+        "predictor_order corrector_order tau sde_start sde_end s_noise simple_order_2 lower_order_final", "SAMPLER"),
     "FewStepUniPC": ("order variant prediction lower_order_final corrector disable_corrector thresholding", "SAMPLER"),
     "FewStepDEIS": ("basis ab_order", "SAMPLER"),
     "FewStepDEISRungeKutta": ("tableau", "SAMPLER"),

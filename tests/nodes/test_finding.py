@@ -42,7 +42,7 @@ def test_what_people_search_for_is_found():
     for word, node_id in {
         "euler": "FewStepDDIM", "euler a": "FewStepDDIM", "dpmpp_2m": "FewStepDPMSolverMultistep", "dpm++ 2m": "FewStepDPMSolverMultistep",
         "dpmpp_2m_sde": "FewStepDPMSolverSDE", "uni_pc": "FewStepUniPC", "deis": "FewStepDEIS", "ipndm": "FewStepIPNDM", "heun": "FewStepDEISRungeKutta",
-        "dpm_adaptive": "FewStepDPMSolverAdaptive", "lcm": "FewStepConsistency", "lightning": "FewStepLoadDistilledLoRA",
+        "dpm_adaptive": "FewStepDPMSolverAdaptive", "sa_solver": "FewStepSASolver", "lcm": "FewStepConsistency", "lightning": "FewStepLoadDistilledLoRA",
         "karras": "FewStepKarrasSchedule", "sgm_uniform": "FewStepUniformTimeSchedule", "simple": "FewStepUniformTimeSchedule",
         "beta": "FewStepBetaSchedule", "flow shift": "FewStepShiftedSchedule", "best sampler": "FewStepAdvisor", "xy plot": "FewStepCompare",
         "calibrat": "FewStepLoadCalibration", "fewstep": "FewStepKSampler",

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 LATENT = torch.zeros(2, 4, 8, 8)
 SOLVERS = {
     "FewStepDDIM": {}, "FewStepDPMSolverMultistep": {}, "FewStepDPMSolverSinglestep": {},
-    "FewStepDPMSolverAdaptive": {"rtol": 0.5, "atol": 0.5}, "FewStepDPMSolverSDE": {}, "FewStepUniPC": {},
+    "FewStepDPMSolverAdaptive": {"rtol": 0.5, "atol": 0.5}, "FewStepDPMSolverSDE": {}, "FewStepSASolver": {}, "FewStepUniPC": {},
     "FewStepDEIS": {"basis": "log_rho"}, "FewStepDEISRungeKutta": {}, "FewStepIPNDM": {"order": 3},
 }
 

@@ -6,6 +6,7 @@ from hosted import Pack, difference, noise_like, sample, start_host
 STOCHASTIC = {
     "ddim eta 1": ("FewStepDDIM", {"eta": 1.0}),
     "sde multistep 2": ("FewStepDPMSolverSDE", {}), "sde multistep 3": ("FewStepDPMSolverSDE", {"order": 3}),
+    "sa": ("FewStepSASolver", {}),
     "sde singlestep": ("FewStepDPMSolverSDE", {"method": "singlestep"}),
 }
 ONE_STEP = ("ddim eta 1", "sde singlestep")  # no past: a run in parts is the whole run
