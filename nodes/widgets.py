@@ -64,8 +64,8 @@ WORDS: dict[str, Word] = {
                      "models this was tried on.", advanced=True),
     "p_pseudo": Word("The predictor takes leading differences alone; published for 5 steps of unguided pixel models.",
                      advanced=True),
-    "predictor_order": Word("Evaluations that a step is predicted from; the first steps use as many as there are. 2 is calmer with "
-                            "strong guidance.", 1, 4),
+    "predictor_order": Word("Evaluations that a step is predicted from; the first steps use as many as there are. The "
+                            "authors advise 2 for strong guidance.", 1, 4),
     "per_channel": Word("Averages statistics measured per element over positions, to use them at another size.", advanced=True),
     "s_max": Word("Bound of the statistics' scale s; 0: none, as published. Large guidance makes it so steep that the corrector "
                   "diverges.", 0.0, 1000.0),
@@ -83,7 +83,7 @@ WORDS: dict[str, Word] = {
                      "evaluation."),
     "scope": Word("all: the solver works with mixed predictions throughout. leading: only the first-order part of each step "
                   "does. For DDIM both are the same.", advanced=True),
-    "sde_end": Word("Noise level below which none is renewed any more, so that the last steps leave no grain.", 0.0, 1000.0),
+    "sde_end": Word("Noise level, as sigma/alpha, below which none is renewed any more: the last steps solve the ODE.", 0.0, 1000.0),
     "sde_start": Word("Noise level from which on noise is renewed, as sigma/alpha: the sigma of noise and v models; on a flow model "
                       "sigma/(1 - sigma), so 10 is its sigma 0.91.", 0.0, 1000.0),
     "simple_order_2": Word("The simpler weights of order 2 that the authors use for few steps. ComfyUI leaves them off.",
