@@ -55,7 +55,7 @@ def adams_row(grid: Grid, i: int, outputs: Sequence[int], tau: float, s_noise: f
 
 def sa_solver(
     grid: Grid, *, predictor_order: int = 3, corrector_order: int = 4, tau: float = 1.0, sde_start: float = 10.0,
-    sde_end: float = 0.5, s_noise: float = 1.0, simple_order_2: bool = True, lower_order_final: bool = True,
+    sde_end: float = 0.6, s_noise: float = 1.0, simple_order_2: bool = True, lower_order_final: bool = True,
 ) -> Plan:
     """SA-Solver in PEC mode: one evaluation per step, which also corrects the state that it was made at.
 
