@@ -14,8 +14,8 @@ from typing import Any
 log = logging.getLogger("fewstep")
 
 MODULES = (
-    "demo", "solvers", "sa_solver", "consistency", "correctors", "compensation", "fitted", "teleport", "schedule", "schedules", "ksampler",
-    "inspector", "compare", "advisor", "calibration", "calibrate_moments", "calibrate_plan", "calibrate_ratios",
+    "demo", "solvers", "sa_solver", "consistency", "correctors", "compensation", "fitted", "teleport", "schedule", "schedules",
+    "ksampler", "inspector", "compare", "advisor", "calibration", "calibrate_moments", "calibrate_plan", "calibrate_ratios",
     "calibrate_statistics", "statistics", "prompts", "distilled", "lora_steps",
 )
 

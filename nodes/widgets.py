@@ -36,7 +36,8 @@ WORDS: dict[str, Word] = {
     "clamp": Word("Keeps every step going forward, from noise to picture. The authors' code does not.", advanced=True),
     "corrector": Word("Re-uses the next step's evaluation to correct the step before it; costs nothing. Off leaves the "
                       "predictor UniP."),
-    "corrector_order": Word("Evaluations that a step is corrected with, the new one among them; costs nothing. 0 is no corrector.", 0, 4),
+    "corrector_order": Word("Evaluations that a step is corrected with, the new one among them; costs nothing. 0 is no "
+                            "corrector.", 0, 4, advanced=True),
     "cutoff": Word("Training time up to which nothing is shifted, of 1000. The authors use 200 to 400.", 0.0, 999.0),
     "dc_order": Word("Degree of the polynomial through past outputs; the first as many ratios are 1. 2 as published.", 1, 6,
                      advanced=True),
@@ -83,9 +84,10 @@ WORDS: dict[str, Word] = {
                      "evaluation."),
     "scope": Word("all: the solver works with mixed predictions throughout. leading: only the first-order part of each step "
                   "does. For DDIM both are the same.", advanced=True),
-    "sde_end": Word("Noise level, as sigma/alpha, below which none is renewed any more: the last steps solve the ODE.", 0.0, 1000.0),
-    "sde_start": Word("Noise level from which on noise is renewed, as sigma/alpha: the sigma of noise and v models; on a flow model "
-                      "sigma/(1 - sigma), so 10 is its sigma 0.91.", 0.0, 1000.0),
+    "sde_end": Word("Noise level, as sigma/alpha, below which none is renewed any more: the last steps solve the ODE.",
+                    0.0, 1000.0),
+    "sde_start": Word("Noise level from which on noise is renewed, as sigma/alpha: the sigma of noise and v models; on a flow "
+                      "model sigma/(1 - sigma), so 10 is its sigma 0.91.", 0.0, 1000.0),
     "simple_order_2": Word("The simpler weights of order 2 that the authors use for few steps. ComfyUI leaves them off.",
                            advanced=True),
     "skip_last": Word("No mix at the evaluation that goes straight into the picture, where it would leave grain."),

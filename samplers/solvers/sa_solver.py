@@ -53,6 +53,14 @@ def adams_row(grid: Grid, i: int, outputs: Sequence[int], tau: float, s_noise: f
     return Row(x=t.sigma / s.sigma * math.exp(-tau * tau * h), m=m, noise=NoiseTerm.between(noise, s, t))
 
 
+def after_correction(row: Row, predicted: Row, corrected: Row) -> Row:
+    """``row`` of the corrected state, as a row of the predicted one: they differ by outputs alone, their noise is one draw."""
+    keep, m = float(row.x), {j: float(c) for j, c in row.m.items()}
+    for j in {*predicted.m, *corrected.m}:
+        m[j] = m.get(j, 0.0) + keep * (float(corrected.m.get(j, 0.0)) - float(predicted.m.get(j, 0.0)))
+    return Row(keep, m, noise=row.noise)
+
+
 def sa_solver(
     grid: Grid, *, predictor_order: int = 3, corrector_order: int = 4, tau: float = 1.0, sde_start: float = 10.0,
     sde_end: float = 0.6, s_noise: float = 1.0, simple_order_2: bool = True, lower_order_final: bool = True,
@@ -84,7 +92,7 @@ def sa_solver(
     check_range("sde_end", sde_end, 0.0, math.inf)
     check_eta(0.0, s_noise)
     if sde_end > sde_start:
-        raise OptionError(f"sde_end is {sde_end!r}, above sde_start {sde_start!r}: give the larger one, the earlier, as sde_start")
+        raise OptionError(f"sde_end is {sde_end!r}, above sde_start {sde_start!r}: give the larger one as sde_start")
     taus = [tau if sde_start >= node.rho >= sde_end else 0.0 for node in grid.nodes[1:]]
     finite = grid.steps - (grid.end == "zero")
 
@@ -106,11 +114,8 @@ def sa_solver(
         return (Stage(grid.node(i), carry, predicted, step=i),)
 
     def folded(i: int, first: int) -> tuple[Stage]:
-        row, (before, after) = rows(i)[0], rows(i - 1) if i else (IDENTITY, IDENTITY)
-        m = dict(row.m)
-        for j in {*before.m, *after.m}:
-            m[j] = m.get(j, 0.0) + row.x * (after.m.get(j, 0.0) - before.m.get(j, 0.0))
-        return (Stage(grid.node(i), Row(row.x, m, noise=row.noise), step=i),)
+        row = rows(i)[0]
+        return (Stage(grid.node(i), after_correction(row, *rows(i - 1)) if i else row, step=i),)
 
     noisy = s_noise > 0 and any(t and n.sigma for t, n in zip(taus, grid.nodes[1:], strict=True))
     if noisy or corrector_order == 0:
