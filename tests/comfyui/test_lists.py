@@ -20,5 +20,5 @@ def test_they_can_be_switched_off(numbers):
 
 def test_the_stock_ksampler_runs_them(numbers):
     runs = numbers("lists.runs")
-    assert "eps fewstep_unipc fewstep_uniform_lambda 6" in runs and len(runs) == 3 * 4 * 3 * 3
+    assert "eps fewstep_unipc fewstep_uniform_lambda 6" in runs and len(runs) == 3 * 5 * 3 * 3
     assert all(runs.values()), [name for name, good in runs.items() if not good]

@@ -3,7 +3,7 @@
 
 def test_a_sample_is_the_same_in_any_batch(numbers):
     found = numbers("noise.batches")
-    assert len(found) == 3 * 4
+    assert len(found) == 3 * 5
     for name, run in found.items():
         assert run["again"] and run["same"] <= 1e-4, name
         assert run["twins"] > 0.1, f"{name}: with the same start noise, samples still have their own noise on the way"
@@ -11,7 +11,7 @@ def test_a_sample_is_the_same_in_any_batch(numbers):
 
 def test_a_schedule_in_parts_draws_the_noise_of_the_whole(numbers):
     found = numbers("noise.parts")
-    assert len(found) == 3 * 4
+    assert len(found) == 3 * 5
     for name, run in found.items():
         if run["one step"]:
             assert run["few"] <= 1e-4 and run["many"] <= 1e-4, name
