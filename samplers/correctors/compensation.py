@@ -49,7 +49,9 @@ def compensable(plan: Plan, dc_order: int) -> frozenset[int]:
             "steps: use a multistep solver before it"
         )
     if plan.stochastic:
-        raise PlanError("dynamic compensation is searched and used along one path, but this plan adds noise: set eta to 0")
+        raise PlanError(
+            "dynamic compensation is searched and used along one path, but this plan adds noise: set eta to 0 (SA-Solver: tau)"
+        )
     if any(stage.kind == "v" for stage in plan.stages):
         raise PlanError(
             "dynamic compensation needs outputs that a constant denoiser leaves constant, which v predictions are not: give the "

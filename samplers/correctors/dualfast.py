@@ -55,7 +55,9 @@ def dualfast(
     check_choice("scope", scope, ("all", "leading"))
     strengths = _strengths(plan, c_max, c_min, schedule) if c is None else _given(plan, c)
     if plan.stochastic:
-        raise PlanError("DualFast compares predictions along one path, but this plan adds noise at every step: set eta to 0")
+        raise PlanError(
+            "DualFast compares predictions along one path, but this plan adds noise: set eta to 0 (SA-Solver: tau)"
+        )
     if len(strengths) < 2:
         warnings.warn("DualFast has no effect on a plan with a single evaluation", stacklevel=2)
         return plan

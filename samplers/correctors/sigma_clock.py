@@ -26,5 +26,5 @@ def sigma_clock(build: Callable[[Grid], Any], grid: Grid) -> Plan:
     """
     plan: Plan = build(grid if grid.frame.scaling != "flow" else from_sigmas(edm(), grid.sigma))
     if grid.frame.scaling == "flow" and plan.stochastic:
-        raise OptionError("sigma_clock is for solvers that add no noise: set eta to 0 or leave it out")
+        raise OptionError("sigma_clock is for solvers that add no noise: set eta (SA-Solver: tau) to 0 or leave it out")
     return plan

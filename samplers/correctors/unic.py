@@ -125,7 +125,7 @@ def _check_plan(plan: Plan) -> None:
     if len(kinds) > 1 or not kinds <= set(KIND.values()):
         raise PlanError(f"UniC needs outputs of one kind, x_0 or eps; this plan stores {', '.join(sorted(kinds))}")
     if plan.stochastic:
-        raise PlanError("UniC corrects ODE steps; this plan adds noise (set eta to 0)")
+        raise PlanError("UniC corrects ODE steps; this plan adds noise (set eta, or SA-Solver's tau, to 0)")
 
 
 __all__ = ["VARIANTS", "Variant", "check_variant", "unic", "unic_row", "unified_weights"]
