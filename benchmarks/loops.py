@@ -31,13 +31,13 @@ OURS: list[tuple[str, str, dict[str, Any]]] = [
     # ComfyUI's and diffusers' default deis has three terms, k-diffusion's lms four
     ("deis", "deis_ab", {"ab_order": 2}), ("lms", "deis_ab", {"ab_order": 3}), ("ipndm", "ipndm", {"order": 4}),
     ("unipc 2", "unipc", {"order": 2}), ("unipc 3", "unipc", {"order": 3}), ("2M SDE", "dpm_solver_sde_multistep", {"order": 2}),
-    ("3M SDE", "dpm_solver_sde_multistep", {"order": 3}), ("euler ancestral", "ddim", {"eta": 1.0}),
+    ("3M SDE", "dpm_solver_sde_multistep", {"order": 3}), ("SA", "sa_solver", {}), ("euler ancestral", "ddim", {"eta": 1.0}),
 ]
 SIGMAS: dict[str, dict[str, str]] = {
     "ComfyUI": {
         "euler": "euler", "dpmpp_2m": "2M", "res_multistep": "2M", "deis": "deis", "ipndm": "ipndm", "uni_pc": "unipc 3",
         "uni_pc_bh2": "unipc 3", "euler_ancestral": "euler ancestral", "dpmpp_2m_sde": "2M SDE", "dpmpp_3m_sde": "3M SDE",
-        "er_sde": "3M SDE", "sa_solver": "unipc 3",
+        "er_sde": "3M SDE", "sa_solver": "SA",
     },
     "k-diffusion": {
         "euler": "euler", "dpmpp_2m": "2M", "lms": "lms", "euler_ancestral": "euler ancestral", "dpmpp_2m_sde": "2M SDE",
@@ -49,6 +49,7 @@ DIFFUSERS: list[tuple[str, str, dict[str, Any]]] = [
     ("3M", "DPMSolverMultistepScheduler", {"solver_order": 3}), ("deis", "DEISMultistepScheduler", {"solver_order": 3}),
     ("unipc 2", "UniPCMultistepScheduler", {"solver_order": 2}), ("unipc 3", "UniPCMultistepScheduler", {"solver_order": 3}),
     ("2M SDE", "DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}),
+    ("SA", "SASolverScheduler", {"predictor_order": 3, "corrector_order": 4}),
     ("euler ancestral", "EulerAncestralDiscreteScheduler", {}),
 ]
 
