@@ -43,9 +43,9 @@ class Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def _counted_kernels(counts: Counts, x: torch.Tensor) -> Iterator[None]:
     """What a kernel computes in one call counts as one operation: torch's dispatcher does not see it."""
-    noise = lincomb.compiled_for(x[0], "normals_cpu")
+    noise = lincomb.compiled_for(x.device, x[0].numel(), "normals_cpu")
     with ExitStack() as stack:
-        for owner, name in ((lincomb.kernels_for(x) or lincomb.cpu_kernels_for(x), "combine"), (noise, "draw")):
+        for owner, name in ((lincomb.kernels_for(x) or lincomb.cpu_kernels_for(x), "combine"), (noise, "fill")):
             if owner is not None:
                 stack.enter_context(mock.patch.object(owner, name, _counted(counts, getattr(owner, name))))
         yield

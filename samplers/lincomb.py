@@ -74,9 +74,9 @@ def _triton_serves(device: torch.device) -> bool:
         return False
 
 
-def compiled_for(like: torch.Tensor, name: str) -> Any:
-    """The module of this package that Numba compiles, or None where it is missing or its loading does not pay."""
-    return kernel_module(name) if like.device.type == "cpu" and like.numel() >= CPU_LEAST else None
+def compiled_for(device: torch.device, numel: int, name: str) -> Any:
+    """The module of this package that Numba compiles, or None where it is missing or loading it for ``numel`` does not pay."""
+    return kernel_module(name) if device.type == "cpu" and numel >= CPU_LEAST else None
 
 
 def cpu_kernels_for(like: torch.Tensor) -> Any:
@@ -84,8 +84,10 @@ def cpu_kernels_for(like: torch.Tensor) -> Any:
 
     Where torch has several threads, its own operations are faster on large states.
     """
-    threads = 1 if like.numel() <= CPU_ONE_THREAD else torch.get_num_threads()
-    module = compiled_for(like, "kernels_cpu") if like.dtype == torch.float32 and threads == 1 else None
+    numel = like.numel()
+    if like.dtype != torch.float32 or (numel > CPU_ONE_THREAD and torch.get_num_threads() > 1):
+        return None
+    module = compiled_for(like.device, numel, "kernels_cpu")
     return None if module is None else module.Rows
 
 

@@ -53,10 +53,15 @@ class Normals:
     def fill(self, out: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
         """``out`` [B, ...] becomes ``sum_k weight_k * z(seed_b, key_k)``; any floating dtype, memory format and device."""
         if out.device.type == "cpu":
-            compiled = compiled_for(out[0], "normals_cpu")  # by the sample: its bits must not depend on the batch
+            streams = [[(mix(seed ^ key), weight) for key, weight in draws] for seed in self._seeds]
+            # by the sample's size: its bits must not depend on the batch
+            compiled = compiled_for(out.device, out.numel() // len(self._seeds), "normals_cpu")
+            if compiled is not None and out.dtype == torch.float32 and out.is_contiguous():
+                compiled.fill(out, streams)
+                return out
             self._cpu = self._cpu or _CpuScratch()
-            for seed, sample in zip(self._seeds, out, strict=True):
-                self._cpu.fill(sample, [(mix(seed ^ key), weight) for key, weight in draws], compiled)
+            for sample, drawn in zip(out, streams, strict=True):
+                self._cpu.fill(sample, drawn, compiled)
             return out
         plain = out.dtype == torch.float32 and out.is_contiguous()
         target = (out if plain else torch.empty(out.shape, dtype=torch.float32, device=out.device)).view(len(out), -1)
@@ -124,7 +129,7 @@ class _CpuScratch:
         half = (n + 1) // 2
         flat = sample.view(-1) if sample.is_contiguous() else torch.empty(n, dtype=sample.dtype)
         direct = flat.dtype == torch.float32
-        size = half if direct and compiled is not None else min(half, _CPU_WORDS)
+        size = min(half, _CPU_WORDS)
         if not direct and self._total.shape[1] < size:
             self._total = torch.empty(2, size)
         draw: Callable[..., None] = self._draw if compiled is None else compiled.draw

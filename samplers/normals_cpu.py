@@ -87,6 +87,17 @@ def _draw(first_at, second_at, words, seconds, stream, weight, add):
         _write(second_at + 4 * start, second_part, min(BLOCK, seconds - start), add)
 
 
+def fill(out, streams):
+    """Each sample of ``out`` [B, ...], dense float32, becomes the sum of ``weight * z`` over its list of (stream, weight)."""
+    n = out.numel() // len(streams)
+    half = (n + 1) // 2
+    place = out.data_ptr()
+    for draws in streams:
+        for k, (stream, weight) in enumerate(draws):
+            _draw(place, place + 4 * half, half, n - half, signed(stream), weight, k > 0)
+        place += 4 * n
+
+
 def draw(first, second, stream, weight, add):
     """``first`` and ``second``, dense float32 vectors of equal length or the second one shorter, become or gain ``weight``
     times the first and second normals of the words of ``stream``, an unsigned integer.
