@@ -34,9 +34,9 @@ Row = dict[str, Any]
 
 def error_of(problem: Problem, denoiser: Denoiser, recipe: Recipe, grid: Mapping[str, Any], steps: int, guidance: float) -> float:
     """Relative error of one choice."""
-    kind = grid["kind"]
-    options = {name: value for name, value in grid.items() if name != "kind"} | even_end(problem.frame, kind, steps)
-    levels = GRIDS[kind](problem.frame, steps, end="zero", **options)
+    kind, end = grid["kind"], grid.get("end", "zero")
+    options = {name: value for name, value in grid.items() if name not in ("kind", "end")}
+    levels = GRIDS[kind](problem.frame, steps, end=end, **options, **even_end(problem.frame, kind, steps, end))
     return problem.error(run(recipe.resolve(problem.frame, levels), denoiser, problem.noise * levels.sigma[0]), guidance)
 
 

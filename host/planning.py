@@ -65,5 +65,5 @@ def plan_from(
              for n, v in options.items() if n in known}
     unknown = {n: v for n, v in options.items() if n not in known}  # make_plan names them
     chosen = frame_by_name(frame)
-    grid = grids.GRIDS[schedule](chosen, steps, end=end, **(even_end(chosen, schedule, steps) if end == "zero" else {}))
+    grid = grids.GRIDS[schedule](chosen, steps, end=end, **even_end(chosen, schedule, steps, end))
     return make_plan(solver, chosen, grid, **option_values(texts, known), **unknown)

@@ -15,12 +15,13 @@ from .host import HostError, get_host
 from .ksampler import preset
 from .progress import as_image
 from .sampling import carried_recipe, make_sampler, sample_recipe
+from .schedule import end_widget, schedule_widget
 from .schedule import schedule as make_schedule
-from .schedule import schedule_widget
 from .widgets import float_widget, step_list
 
 if TYPE_CHECKING:
     from ..samplers import Recipe
+    from ..samplers.grids import End
 
 SAMPLERS = 6
 MOST_STEPS = 1000
@@ -91,7 +92,11 @@ class FewStepCompare:
                 }),
             },
             "optional": {
-                f"sampler_{i}": ("SAMPLER", {"tooltip": "One row of the grid; any SAMPLER."}) for i in range(1, SAMPLERS + 1)
+                **{
+                    f"sampler_{i}": ("SAMPLER", {"tooltip": "One row of the grid; any SAMPLER."})
+                    for i in range(1, SAMPLERS + 1)
+                },
+                "end": end_widget(),
             },
         }
 
@@ -108,17 +113,20 @@ class FewStepCompare:
 
     def compare(
         self, model: Any, positive: Any, negative: Any, latent_image: dict[str, Any], vae: Any, seed: int, cfg: float,
-        steps: str, schedule: str, reference_steps: int, **samplers: Any,
+        steps: str, schedule: str, reference_steps: int, end: End = "zero", **samplers: Any,
     ) -> dict[str, Any]:
-        """(grid, table, csv), the table also for the node. A combination that cannot run is an empty cell with its reason."""
+        """(grid, table, csv), the table also for the node. A combination that cannot run is an empty cell with its reason.
+
+        The reference ends in 0 whatever ``end`` is: that is the picture without noise, which both ends are to come near to.
+        """
         from ..samplers.errors import FewStepError, OptionError
 
         rows = [(name, sampler) for name, sampler in sorted(samplers.items()) if sampler is not None]
         if not rows:
             raise OptionError("there is nothing to compare: connect a SAMPLER to sampler_1")
 
-        def run(sampler: Any, count: int) -> Any:
-            sigmas = make_schedule(model, schedule, count)
+        def run(sampler: Any, count: int, last: End = end) -> Any:
+            sigmas = make_schedule(model, schedule, count, end=last)
             return get_host().sample(model, seed, cfg, sampler, sigmas, positive, negative, latent_image)["samples"]
 
         reference, at_reference, cells = None, list[tuple[Any, Any]](), list[Cell]()
@@ -126,7 +134,7 @@ class FewStepCompare:
             frame = frame_of(model.get_model_object("model_sampling"))
             recipe = preset("unipc", frame, reference_steps)
             watched = Watched(make_sampler(recipe))
-            reference, at_reference = run(watched.sampler, reference_steps), watched.calls
+            reference, at_reference = run(watched.sampler, reference_steps, "zero"), watched.calls
             cells.append(Cell(f"reference: {short_label(recipe)}", reference_steps, picture=_picture(vae, reference)))
         for name, sampler in rows:
             watched = Watched(sampler)

@@ -98,9 +98,11 @@ class LiveGraph:
         return getattr(node(), node.FUNCTION)(**arguments)[slot]
 
     def widget(self, i: str, name: str) -> Any:
-        """The value of one required widget of node ``i``."""
-        kind, settings = self.classes[self.kind(i)].INPUT_TYPES()["required"][name]
-        return self.argument(name, kind, settings, self.inputs(i).get(name))
+        """The value of one widget of node ``i``; an optional one that is not in the graph has its default."""
+        groups = self.classes[self.kind(i)].INPUT_TYPES()
+        kind, settings = (groups["required"] | groups.get("optional", {}))[name]
+        missing = None if name in groups["required"] else settings["default"]
+        return self.argument(name, kind, settings, self.inputs(i).get(name, missing))
 
     def argument(self, name: str, kind: Any, settings: Mapping[str, Any], value: Any, seen: tuple[str, ...] = ()) -> Any:
         """One input's value."""

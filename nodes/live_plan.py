@@ -158,7 +158,8 @@ def _steps(graph: LiveGraph, where: str | None, model: KnownModel, run: LastRun 
         return Steps(own.sigmas, "the node's schedule", True, own.auto)
     elif where is not None and graph.kind(where) == COMPARE:
         count = step_counts(graph.widget(where, "steps"))[0]
-        return Steps(schedule(model, graph.widget(where, "schedule"), count), "the first steps of the comparison", True)
+        kind, end = (graph.widget(where, name) for name in ("schedule", "end"))
+        return Steps(schedule(model, kind, count, end=end), "the first steps of the comparison", True)
     if run is not None:
         return Steps(list(run.sigmas), "the sigmas of this solver's last run", True)
     return Steps(schedule(model, "uniform_t", ASSUMED_STEPS), f"{ASSUMED_STEPS} even steps", False)

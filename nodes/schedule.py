@@ -10,6 +10,7 @@ from .widgets import float_widget
 
 if TYPE_CHECKING:
     from ..samplers.frames import Frame
+    from ..samplers.grids import End
 
 KINDS = {
     "uniform_t": "even steps in the model's time; the safe choice for latent models",
@@ -25,15 +26,29 @@ KINDS = {
 }
 
 
-def schedule(model: Any, kind: str, steps: int, denoise: float = 1.0, shift: float = 0.0, rho: float = 7.0) -> Any:
+ENDS: tuple[End, ...] = ("zero", "stop")
+END_WORDS = (
+    "zero: the last step goes to noise level 0, as ComfyUI does. stop: the steps end at the lowest noise level that the model "
+    "was trained at, and that little noise stays (sigma 0.03 on Stable Diffusion); with 4 or 5 steps often nearer to the exact "
+    "picture all the same. Not for inpainting, nor for distilled models."
+)
+START_WORDS = (
+    "trailing on flow models only: the first noise level, just below 1, before the shift. 0.999 as diffusers' trailing spacing; "
+    "0.999999 nearly as its UniPC on flow models, better with 15 steps or more."
+)
+STARTS = ("0.999", "0.999999")  # of trailing on flow models: diffusers' trailing spacing, and its UniPC
+
+
+def schedule(model: Any, kind: str, steps: int, denoise: float = 1.0, **options: Any) -> Any:
     """``sigmas_of`` for a MODEL of the host."""
-    return sigmas_of(model.get_model_object("model_sampling"), kind, steps, denoise, shift, rho)
+    return sigmas_of(model.get_model_object("model_sampling"), kind, steps, denoise, **options)
 
 
 def sigmas_of(
-    model_sampling: Any, kind: str, steps: int, denoise: float = 1.0, shift: float = 0.0, rho: float = 7.0
+    model_sampling: Any, kind: str, steps: int, denoise: float = 1.0, shift: float = 0.0, rho: float = 7.0,
+    end: End = "zero", start: str = STARTS[0],
 ) -> Any:
-    """Sigmas for a host's sampler: float32, CPU, ``steps + 1`` of them, ending in 0 and never above the model's own.
+    """Sigmas for a host's sampler: float32, CPU, ``steps + 1`` of them, never above the model's own.
 
     Args:
         model_sampling: of a MODEL of the host, with its patches.
@@ -41,9 +56,11 @@ def sigmas_of(
         denoise: below 1 only the last ``steps`` of ``int(steps/denoise)`` steps; 0 gives no sigmas at all.
         shift: for ``shifted`` and ``trailing``; 0 takes the model's own.
         rho: for ``karras`` and ``edm_rho``.
+        end: ``zero``, or ``stop``: the last one is the model's smallest noise level (flow models: 0.001, before a shift).
+        start: one of ``STARTS``, for ``trailing`` on flow models, before the shift.
 
-    A flow model's ``uniform_t``, ``quadratic_t`` and ``shifted`` go down evenly to 0 itself (4 uniform steps: 1, 0.75, 0.5,
-    0.25, 0), as such models are sampled; other models take their smallest sigma before the 0.
+    With end ``zero`` a flow model's ``uniform_t``, ``quadratic_t`` and ``shifted`` go down evenly to 0 itself (4 uniform
+    steps: 1, 0.75, 0.5, 0.25, 0), as such models are sampled; other models take their smallest sigma before the 0.
     """
     import torch
 
@@ -51,6 +68,8 @@ def sigmas_of(
     from ..samplers.grids import GRIDS
 
     check_choice("kind", kind, GRIDS)
+    check_choice("end", end, ENDS)
+    check_choice("start", start, STARTS)
     check_integer("steps", steps, 1, 10_000)
     check_range("denoise", denoise, 0.0, 1.0)
     if denoise == 0:
@@ -66,8 +85,10 @@ def sigmas_of(
         options["rho"] = rho
     if kind == "edm_rho":
         options["sigma_max"], options["sigma_min"] = min(80.0, high), max(0.002, low)
-    options.update(even_end(frame, kind, total))
-    grid = GRIDS[kind](frame, total, end="zero", **options)
+    if kind == "trailing" and frame.scaling == "flow":
+        options["t_T"] = float(start)
+    options.update(even_end(frame, kind, total, end))
+    grid = GRIDS[kind](frame, total, end=end, **options)
     return torch.tensor(grid.sigma[-steps - 1 :], dtype=torch.float32).clamp_(max=high)
 
 
@@ -86,10 +107,10 @@ def from_start(model_sampling: Any, even: Any, grid: Mapping[str, Any]) -> Any:
     return torch.tensor(levels, dtype=torch.float32) if len(levels) == len(even) else even
 
 
-def even_end(frame: Frame, kind: str, steps: int) -> dict[str, float]:
+def even_end(frame: Frame, kind: str, steps: int, end: End = "zero") -> dict[str, float]:
     """The ``t_0`` with which ``steps`` steps of a flow model go down to 0 evenly; empty where the frame's own is right."""
     power = {"uniform_t": 1, "shifted": 1, "quadratic_t": 2}.get(kind)
-    return {"t_0": steps**-power} if frame.scaling == "flow" and power and steps > 1 else {}
+    return {"t_0": steps**-power} if frame.scaling == "flow" and end == "zero" and power and steps > 1 else {}
 
 
 def schedule_widget(default: str = "uniform_t") -> tuple[list[str], dict[str, Any]]:
@@ -100,6 +121,11 @@ def schedule_widget(default: str = "uniform_t") -> tuple[list[str], dict[str, An
     return list(GRIDS), {"default": default, "tooltip": f"How the steps are spread. {words}."}
 
 
+def end_widget() -> tuple[list[str], dict[str, Any]]:
+    """The combo of ends."""
+    return list(ENDS), {"default": ENDS[0], "advanced": True, "tooltip": END_WORDS}
+
+
 class FewStepSchedule:
     """SIGMAS for a model."""
 
@@ -107,7 +133,7 @@ class FewStepSchedule:
     CATEGORY = "FewStep/schedules"
     DESCRIPTION = (
         "The noise levels to step through, computed in the model's own schedule (noise, v, EDM and flow models alike). They "
-        "end in 0 and never exceed what the model knows."
+        "end in 0, unless end says otherwise, and never exceed what the model knows."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["scheduler", "sigmas", "karras", "logsnr", "beta"]
     RETURN_TYPES = ("SIGMAS",)
@@ -131,12 +157,14 @@ class FewStepSchedule:
                     tooltip="shifted and trailing only: how far towards noise; 0 takes the model's own.")),
                 "rho": ("FLOAT", float_widget(
                     7.0, 0.1, 100.0, advanced=True, tooltip="karras and edm_rho only: larger means more steps at low noise.")),
+                "end": end_widget(),
+                "start": (list(STARTS), {"default": STARTS[0], "advanced": True, "tooltip": START_WORDS}),
             },
         }
 
-    def build(self, model: Any, kind: str, steps: int, denoise: float, shift: float = 0.0, rho: float = 7.0) -> tuple[Any]:
+    def build(self, model: Any, kind: str, steps: int, denoise: float, **options: Any) -> tuple[Any]:
         """See ``sigmas_of``."""
-        return (schedule(model, kind, steps, denoise, shift, rho),)
+        return (schedule(model, kind, steps, denoise, **options),)
 
 
 NODES = (FewStepSchedule,)

@@ -13,6 +13,7 @@ class ScheduleNode:
 
     KIND: ClassVar[str]
     EXTRA: ClassVar[tuple[str, ...]] = ()
+    LATER: ClassVar[tuple[str, ...]] = ("end",)  # optional: workflows were saved before they were there
     DISPLAY_NAME: ClassVar[str]
     SOURCE: ClassVar[str] = ""
     DESCRIPTION: ClassVar[str]
@@ -31,9 +32,10 @@ class ScheduleNode:
         """ComfyUI's description of the inputs: those of the general node that this grid has."""
         every: Mapping[str, Any] = FewStepSchedule.INPUT_TYPES()
         required = {name: every["required"][name] for name in ("model", "steps", "denoise")}
-        return {"required": {**required, **{name: every["optional"][name] for name in cls.EXTRA}}}
+        extra, later = ({name: every["optional"][name] for name in names} for names in (cls.EXTRA, cls.LATER))
+        return {"required": {**required, **extra}, "optional": later}
 
-    def build(self, model: Any, steps: int, denoise: float, **extra: float) -> tuple[Any]:
+    def build(self, model: Any, steps: int, denoise: float, **extra: Any) -> tuple[Any]:
         """See ``schedule.schedule``."""
         return (schedule(model, self.KIND, steps, denoise, **extra),)
 
@@ -114,6 +116,7 @@ class FewStepTrailingSchedule(ScheduleNode):
 
     KIND = "trailing"
     EXTRA = ("shift",)
+    LATER = ("end", "start")
     DISPLAY_NAME = "Schedule: Trailing (FewStep)"
     SOURCE = "diffusers' trailing spacing and its flow_shift; as Wan and other flow models are sampled with UniPC."
     SEARCH_ALIASES: ClassVar[list[str]] = ["sgm_uniform", "simple", "flow_shift", "trailing"]

@@ -65,8 +65,9 @@ def _calibrated(calibration: Calibration, nodes: Sequence[Node], dc_order: int, 
     if len(clock) != len(nodes) or len(values) != steps:
         raise CalibrationError(f"the ratios were searched for {len(clock) - 1} steps, not for {steps}: search for these")
     apart = np.flatnonzero(~np.isclose(clock_of(nodes), clock, rtol=SAME, atol=1e-9))
-    if len(apart) > 1:  # one may be elsewhere: time shift plans with one node moved at a time
-        i = int(apart[0])
+    ended = (clock[-1] == 0) != (nodes[-1].sigma == 0)
+    if len(apart) > 1 or ended:  # one may be elsewhere: time shift plans with one node moved at a time, though never to 0
+        i = steps if ended else int(apart[0])
         raise CalibrationError(
             f"the ratios were searched for other noise levels: node {i} is at sigma/(alpha+sigma) {clock_of(nodes)[i]:.6g} here, "
             f"and was at {clock[i]:.6g} there: use the schedule of the search ({meta.get('sigmas')}), or search for this one"
