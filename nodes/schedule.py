@@ -24,19 +24,17 @@ KINDS = {
     "trailing": "even steps in the model's time down to 0 itself; on flow models from 0.999, with shift",
     "kl_optimal": "even in the arctangent of sigma (Sabour et al. 2024)",
 }
-
-
 ENDS: tuple[End, ...] = ("zero", "stop")
 END_WORDS = (
     "zero: the last step goes to noise level 0, as ComfyUI does. stop: the steps end at the lowest noise level that the model "
-    "was trained at, and that little noise stays (sigma 0.03 on Stable Diffusion); with 4 or 5 steps often nearer to the exact "
+    "was trained at, and that little noise stays (sigma 0.03 on Stable Diffusion); with few steps mostly nearer to the exact "
     "picture all the same. Not for inpainting, nor for distilled models."
 )
 START_WORDS = (
-    "trailing on flow models only: the first noise level, just below 1, before the shift. 0.999 as diffusers' trailing spacing; "
-    "0.999999 nearly as its UniPC on flow models, better with 15 steps or more."
+    "trailing on flow models only: the first noise level, just below 1, before the shift. 0.999 as diffusers' SA-Solver "
+    "has it, 0.999999 nearly as its UniPC."
 )
-STARTS = ("0.999", "0.999999")  # of trailing on flow models: diffusers' trailing spacing, and its UniPC
+STARTS = ("0.999", "0.999999")  # of trailing on flow models, where lambda is finite: the second step can have order 2
 
 
 def schedule(model: Any, kind: str, steps: int, denoise: float = 1.0, **options: Any) -> Any:

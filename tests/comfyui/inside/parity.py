@@ -9,8 +9,8 @@ def parity():
     noise = noise_like(LATENT)
     for form in ("eps", "v", "flow"):
         model, *conds = pack.demo(form)
-        for kind in ("uniform_t", "karras"):
-            sigmas = pack.sigmas(model, kind, 8)
+        for kind, end in (("uniform_t", "zero"), ("karras", "zero"), ("quadratic_t", "stop")):
+            sigmas = pack.run("FewStepSchedule", model, kind, 8, 1.0, end=end)[0]
             for cfg in (1.0, 4.0):
                 def both(ours, theirs, levels, model=model, conds=conds, cfg=cfg):
                     return difference(*(sample(model, *conds, s, levels, LATENT, noise, cfg) for s in (ours, stock(theirs))))
@@ -32,5 +32,5 @@ def parity():
                 out[f"{form} {kind} cfg {cfg:g} deis"] = both(deis, "deis", sigmas)
                 for variant, name in (("bh1", "uni_pc"), ("bh2", "uni_pc_bh2")):
                     unipc = pack.solver("FewStepUniPC", order=3, variant=variant, lower_order_final=True)
-                    out[f"{form} {kind} cfg {cfg:g} {name}"] = both(unipc, name, sigmas[:-1])
+                    out[f"{form} {kind} cfg {cfg:g} {name}"] = both(unipc, name, sigmas[:-1] if end == "zero" else sigmas)
     return out
