@@ -64,7 +64,8 @@ def write(out: Path, rows: Sequence[Row]) -> None:
             lines.append([name, kind, *by_steps, f"{worst:.2f}", f"{better} of {len(own)}"])
     words = "Error of schedules that stop at the last trained level over that of those that end in 0, at equal evaluations."
     text = preamble("python -m fewstep.benchmarks.ends", words)
-    text += f"Geometric mean over {', '.join(recipe.label for recipe in RECIPES)} and guidance 1, 2, 4 and 7.5; below 1 is a gain.\n\n"
+    labels = ", ".join(recipe.label for recipe in RECIPES)
+    text += f"Geometric mean over {labels} and guidance 1, 2, 4 and 7.5; below 1 is a gain.\n\n"
     text += markdown(["problem", "grid", *(f"{n} steps" for n in STEPS), "worst", "better"], lines)
     write_csv(out / "ends.csv", rows)
     write_atomically(out / "ends.md", text.encode())
