@@ -27,8 +27,8 @@ KINDS = {
 ENDS: tuple[End, ...] = ("zero", "stop")
 END_WORDS = (
     "zero: the last step goes to noise level 0, as ComfyUI does. stop: the steps end at the lowest noise level that the model "
-    "was trained at, and that little noise stays (sigma 0.03 on Stable Diffusion); with few steps mostly nearer to the exact "
-    "picture all the same. Not for inpainting, nor for distilled models."
+    "was trained at, and that little noise stays (sigma 0.03 on Stable Diffusion); with even or karras steps on noise and v "
+    "models mostly nearer to the exact picture all the same. Not for inpainting, nor for distilled models."
 )
 START_WORDS = (
     "trailing on flow models only: the first noise level, just below 1, before the shift. 0.999 as diffusers' SA-Solver "
