@@ -4,7 +4,8 @@ Every method runs on each of its grids at each number of evaluations; a method t
 the steps. Measured is the distance of the result from the exact end of the ODE; methods that add noise are in ``law``.
 
 Problems may be measured apart: ``--add`` keeps the rows of earlier runs and measures what they lack, ``--problems`` without a
-name measures nothing, so that ``--problems --add A/error.csv B/error.csv`` joins two runs into one table.
+name measures nothing, so that ``--problems --add A/error.csv B/error.csv`` joins two runs into one table. Where a model is slow,
+``--nfe 12 15 30 --close 3`` then measures only what is near its package's best at the numbers of evaluations around these.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def measure(
 ) -> Iterator[Row]:
     """A row for each method, grid and number of evaluations; results that are not numbers count as infinite error.
 
-    ``known``: the values of ``KEYS`` that are left out.
+    ``known``: the values of ``KEYS`` that are left out, measured already or not worth it.
     """
     denoiser = problem.make(guidance)
     for method in methods:
@@ -75,6 +76,31 @@ def current(rows: Iterable[Row], problem: Problem, guidance: float, methods: Ite
     ]
 
 
+def hopeless(rows: Sequence[Row], problem: str, guidance: float, nfes: Iterable[int], factor: float) -> set[tuple[Any, ...]]:
+    """The values of ``KEYS`` of methods on grids that need not be measured at ``nfes``, judged by their errors nearby.
+
+    Nearby are the next smaller and the next larger number of evaluations in ``rows``. Left out is what has more than ``factor``
+    times the error of its own package's best at each of them; of other packages' errors nothing is asked.
+    """
+    here = [row for row in rows if (row["problem"], row["guidance"]) == (problem, guidance)]
+    measured = sorted({row["nfe"] for row in here})
+    best: dict[tuple[str, int], float] = {}
+    for row in here:
+        key = row["package"], row["nfe"]
+        best[key] = min(best.get(key, math.inf), row["error"])
+    found = set()
+    for nfe in nfes:
+        near = [*[n for n in measured if n < nfe][-1:], *[n for n in measured if n > nfe][:1]]
+        seen = [row for row in here if row["nfe"] in near]
+        ways = {(row["package"], row["method"], row["grid"]) for row in seen}
+        good = {
+            (row["package"], row["method"], row["grid"]) for row in seen
+            if row["error"] <= factor * best[row["package"], row["nfe"]]
+        }
+        found |= {(problem, guidance, *way, nfe) for way in ways - good}
+    return found
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,6 +112,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--add", nargs="*", type=Path, metavar="CSV", help=(
         "keep the rows of these files, or of error.csv in that folder, and measure what they lack; not where a solver changed"
+    ))
+    parser.add_argument("--close", type=float, default=math.inf, metavar="FACTOR", help=(
+        "leave out what has more than so many times its package's best error at the next measured numbers of evaluations"
     ))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -102,6 +131,8 @@ def main() -> None:
             methods = [*chosen, *ours.extra_methods(problem, guidance), *ours.calibrated_methods(problem, guidance)]
             rows = current(rows, problem, guidance, methods)
             known = {tuple(row[key] for key in KEYS) for row in rows}
+            if args.close < math.inf:
+                known |= hopeless(rows, name, guidance, nfes, args.close)
             new = list(measure(problem, guidance, methods, nfes, known))
             rows += new
             write_csv(path, rows)

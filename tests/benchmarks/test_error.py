@@ -126,6 +126,22 @@ def test_runs_are_joined_and_what_is_gone_is_left_out(mixture, tmp_path):
 
 
 # the peers
+def test_what_is_far_from_its_packages_best_is_left_out_at_other_numbers_of_evaluations():
+    def row(package, method, nfe, value, problem="mixture_vp"):
+        return {"problem": problem, "guidance": 1.0, "package": package, "method": method, "grid": "karras", "nfe": nfe, "error": value}
+
+    rows = [
+        row("fewstep", "a", 10, 1.0), row("fewstep", "b", 10, 2.1), row("fewstep", "c", 10, 2.0), row("fewstep", "d", 10, math.inf),
+        row("fewstep", "a", 20, 0.5), row("fewstep", "b", 20, 0.4), row("fewstep", "c", 20, 0.9), row("fewstep", "d", 20, 0.81),
+        row("diffusers", "e", 20, 50.0), row("diffusers", "f", 20, 101.0),  # far behind, but its package's best
+        row("fewstep", "z", 10, 9.0, "mixture_flow"),
+    ]
+    found = error.hopeless(rows, "mixture_vp", 1.0, (4, 12, 30), 2.0)
+    left_out = {(method, nfe) for _, _, _, method, _, nfe in found}
+    assert left_out == {("b", 4), ("d", 4), ("d", 12), ("f", 12), ("c", 30), ("d", 30), ("f", 30)}
+    assert {key[:2] for key in found} == {("mixture_vp", 1.0)}
+
+
 def test_diffusers_in_the_harness_and_in_its_own_pipeline(mixture):
     """DDPMPipeline with the mixture as its UNet, for schedulers that it can drive; the pipeline clips and rescales."""
     diffusers = pytest.importorskip("diffusers")
