@@ -278,15 +278,16 @@ def test_a_missing_package_names_the_extra():
 def test_a_real_interrupt_in_a_real_process(tmp_path):
     """Ctrl-C while the network runs: exit 130, no picture, no traceback."""
     before = "\n        ".join([
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)",  # a shell's background jobs inherit it ignored
         "import time, torch, types, numpy as np, fewstep.nodes.demo_parts as parts",
         "def net(x, t, context=None): print('evaluating', flush=True); time.sleep(20); return x",
         "table = np.linspace(0.99, 0.01, 1000)",
         "parts.load_demo = lambda form: types.SimpleNamespace(net=net, prediction='eps', alphas_cumprod=table)",
     ])
-    process = subprocess.Popen(
-        _process("sample", "--out", tmp_path, before=before), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "evaluating\n"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    command = _process("sample", "--out", tmp_path, before=before)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "evaluating\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
