@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,13 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, float, int]]:
 def allrounders(rows: Sequence[Row]) -> dict[str, list[tuple[float, str, str]]]:
     """By package the (geometric mean error, method, grid) over all cells, best first, of those that ran in every cell.
 
+    Cells in which only the promising were measured do not count (``error.hopeless``).
+
     VP and flow problems share no grids, so they are told apart: the package's name is followed by the family.
     """
+    sizes = Counter((row["problem"], row["guidance"], row["nfe"]) for row in rows)
+    fullest = {problem: max(n for cell, n in sizes.items() if cell[0] == problem) for problem, *_ in sizes}
+    rows = [row for row in rows if 2 * sizes[row["problem"], row["guidance"], row["nfe"]] > fullest[row["problem"]]]
     found: dict[str, list[tuple[float, str, str]]] = {}
     for family in ("noise and v prediction", "flow"):
         part = [row for row in rows if ("flow" in row["problem"]) == (family == "flow")]
@@ -139,7 +144,8 @@ def write(out: Path, rows: Sequence[Row]) -> None:
     text = preamble("python -m fewstep.benchmarks.error", "Relative root mean square distance from the exact end of the ODE.")
     text += "Best peer's error over the pack's best, at equal evaluations (above 1 the pack is ahead):\n\n"
     text += markdown(*ratios(kept))
-    text += "\nOne method on one grid everywhere (geometric mean of the error over all problems, guidances and evaluations):\n\n"
+    text += "\nOne method on one grid everywhere (geometric mean of the error over the problems, guidances and evaluations at "
+    text += "which all were measured):\n\n"
     text += markdown(["package", "method", "grid", "mean error", "to the package's first"], general)
     text += "\nThe best of both sides in every case:\n\n" + markdown(*duels(kept))
     if any(row["package"] == CALIBRATED for row in kept):

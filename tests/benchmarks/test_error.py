@@ -262,6 +262,8 @@ def test_tables_compare_the_best_of_both_sides(tmp_path):
     assert header == ["problem", "guidance", "5", "10"] and lines == [["mixture_vp", "1", 0.5, 4.0]]
     ranking = error_tables.allrounders(rows)["fewstep, noise and v prediction"]
     assert [(name, pytest.approx(mean)) for mean, name, _ in ranking] == [("a", math.sqrt(0.2 * 0.02)), ("b", math.sqrt(0.1 * 0.05))]
+    only_b = rows_of([("mixture_vp", 1.0, "fewstep", "b", 12, 0.001)])  # measured there alone: says nothing of the others
+    assert error_tables.allrounders(rows + only_b)["fewstep, noise and v prediction"] == ranking
     error_tables.write(tmp_path, rows)
     assert tables.read_csv(tmp_path / "error.csv") == rows
     assert "| mixture_vp | 1 | 0.5 | 4 |" in (tmp_path / "error.md").read_text() and (tmp_path / "error.png").read_bytes()[:4] == b"\x89PNG"
