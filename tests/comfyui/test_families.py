@@ -70,6 +70,6 @@ def test_uniform_time_is_uniform_in_the_time_the_network_sees(numbers, name):
 def test_nested_latents_are_sampled_packed(numbers):
     found = dict(numbers("families.nested"))
     packed, euler = found.pop("packed"), found.pop("euler")
-    assert euler <= 1e-4 and len(found) == 9
+    assert euler <= 1e-4 and len(found) == 10
     for node, run in found.items():
         assert run == {"shapes": [[2, 4, 3, 4, 4], [2, 2, 30]], "seen": [packed], "finite": True}, node

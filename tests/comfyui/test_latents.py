@@ -12,7 +12,7 @@ def over(values, limit):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_mask_keeps_the_rest(numbers, form):
     found = {name: run for name, run in numbers("latents.given_latents")["mask"].items() if name.startswith(f"{form} ")}
-    assert len(found) == 9
+    assert len(found) == 10
     for name, run in found.items():
         assert run["kept"] <= 1e-5 and run["changed"] > 0.05, name
 
@@ -30,7 +30,7 @@ def test_two_slices_are_the_whole_run(numbers, form):
     found = numbers("latents.given_latents")["slices"]
     assert found[form] <= 1e-4
     others = {name: good for name, good in found.items() if name.startswith(f"{form} ")}
-    assert len(others) == 9 and all(others.values()), others
+    assert len(others) == 10 and all(others.values()), others
 
 
 @pytest.mark.parametrize("form", FORMS)

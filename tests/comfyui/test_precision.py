@@ -3,7 +3,7 @@
 
 def test_models_of_other_precisions_and_places(numbers):
     found = numbers("precision.precisions")
-    assert len(found) == 3 * (6 * 8 + 2)
+    assert len(found) == 3 * (6 * 9 + 2)
     for name, run in found.items():
         assert run["finite"] and run["dtype"] == "torch.float32", name
         # stock Euler says how much the model itself changes; a method of high order amplifies that
