@@ -34,6 +34,11 @@ START_WORDS = (
     "trailing on flow models only: the first noise level, just below 1, before the shift. 0.999 as diffusers' SA-Solver "
     "has it, 0.999999 nearly as its UniPC."
 )
+ALPHA_WORDS = (
+    "beta only: larger means fewer steps near the picture. 0.5 with beta 0.7 is the schedule known as beta57; 1 and 1 are even "
+    "steps."
+)
+BETA_WORDS = "beta only: larger means fewer steps near the noise."
 STARTS = ("0.999", "0.999999")  # of trailing on flow models, where lambda is finite: the second step can have order 2
 
 
@@ -44,7 +49,7 @@ def schedule(model: Any, kind: str, steps: int, denoise: float = 1.0, **options:
 
 def sigmas_of(
     model_sampling: Any, kind: str, steps: int, denoise: float = 1.0, shift: float = 0.0, rho: float = 7.0,
-    end: End = "zero", start: str = STARTS[0],
+    end: End = "zero", start: str = STARTS[0], alpha: float = 0.6, beta: float = 0.6,
 ) -> Any:
     """Sigmas for a host's sampler: float32, CPU, ``steps + 1`` of them, never above the model's own.
 
@@ -56,6 +61,7 @@ def sigmas_of(
         rho: for ``karras`` and ``edm_rho``.
         end: ``zero``, or ``stop``: the last one is the model's smallest noise level (flow models: 0.001, before a shift).
         start: one of ``STARTS``, for ``trailing`` on flow models, before the shift.
+        alpha, beta: parameters of the beta distribution, for ``beta``.
 
     With end ``zero`` a flow model's ``uniform_t``, ``quadratic_t`` and ``shifted`` go down evenly to 0 itself (4 uniform
     steps: 1, 0.75, 0.5, 0.25, 0), as such models are sampled; other models take their smallest sigma before the 0.
@@ -81,6 +87,8 @@ def sigmas_of(
         options["shift"] = shift or (own_shift(model_sampling) if frame.scaling == "flow" else 1.0)
     if kind in ("karras", "edm_rho"):
         options["rho"] = rho
+    if kind == "beta":
+        options["a"], options["b"] = alpha, beta
     if kind == "edm_rho":
         options["sigma_max"], options["sigma_min"] = min(80.0, high), max(0.002, low)
     if kind == "trailing" and frame.scaling == "flow":
@@ -157,6 +165,8 @@ class FewStepSchedule:
                     7.0, 0.1, 100.0, advanced=True, tooltip="karras and edm_rho only: larger means more steps at low noise.")),
                 "end": end_widget(),
                 "start": (list(STARTS), {"default": STARTS[0], "advanced": True, "tooltip": START_WORDS}),
+                "alpha": ("FLOAT", float_widget(0.6, 0.01, 50.0, advanced=True, tooltip=ALPHA_WORDS)),
+                "beta": ("FLOAT", float_widget(0.6, 0.01, 50.0, advanced=True, tooltip=BETA_WORDS)),
             },
         }
 

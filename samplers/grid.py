@@ -49,7 +49,7 @@ class Grid:
     def __post_init__(self) -> None:
         _check_falling(self.sigma, self.lambda_)
         if (self.sigma[-1] == 0) != (self.end == "zero"):
-            raise ScheduleError(f"the grid's end is '{self.end}' but its last sigma is {self.sigma[-1]!r}")
+            raise ScheduleError(f"the grid's end is '{self.end}' but its last sigma is {float(self.sigma[-1])}")
 
     @property
     def steps(self) -> int:
@@ -73,14 +73,14 @@ def _check_falling(sigma: np.ndarray, lambda_: np.ndarray) -> None:
     if not np.all(np.isfinite(sigma)):
         raise ScheduleError(f"sigma[{int(np.argmin(np.isfinite(sigma)))}] is not a finite number")
     if np.any(sigma < 0):
-        raise ScheduleError(f"sigma[{int(np.argmax(sigma < 0))}] is negative: {sigma[np.argmax(sigma < 0)]!r}")
+        raise ScheduleError(f"sigma[{int(np.argmax(sigma < 0))}] is negative: {float(sigma[np.argmax(sigma < 0)])}")
     if np.any(sigma[:-1] == 0):
         raise ScheduleError(f"sigma[{int(np.argmax(sigma == 0))}] is 0; only the last sigma may be 0")
     if not np.all(np.diff(lambda_) > 0) or not np.all(np.diff(sigma) < 0):
         i = int(np.argmax(~((np.diff(lambda_) > 0) & (np.diff(sigma) < 0))))
         what = "repeats" if sigma[i] == sigma[i + 1] else "does not fall"
         raise ScheduleError(
-            f"the grid {what} at step {i}: sigma {sigma[i]!r} is followed by {sigma[i + 1]!r}; "
+            f"the grid {what} at step {i}: sigma {float(sigma[i])} is followed by {float(sigma[i + 1])}; "
             "sigmas must fall strictly from noise to data (sort them, drop repeated ones, or ask for fewer steps)"
         )
 

@@ -117,12 +117,16 @@ def beta(
     from .optional import scipy_special
 
     if not (0 < a < 100 and 0 < b < 100):
-        raise OptionError(f"beta grid: a {a} and b {b} must lie between 0 and 100")
+        raise OptionError(f"the beta distribution's parameters are {a:g} and {b:g}, expected numbers between 0 and 100")
     start, stop, _ = _times(frame, steps, end, t_T, t_0)
     quantile = 1.0 - np.arange(steps + (end == "stop")) / steps
     share = scipy_special().betaincinv(a, b, quantile)
     t = stop + (start - stop) * share
     t[0] = start
+    if not np.all(np.diff(t) < -1e-9 * start):
+        raise OptionError(
+            f"{steps} beta steps with parameters {a:g} and {b:g} repeat noise levels: take fewer, or parameters nearer to 1"
+        )
     return from_times(frame, t, end=end)
 
 

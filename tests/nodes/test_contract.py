@@ -32,7 +32,7 @@ CONTRACT = {
     "FewStepDualFast": ("sampler c_max c_min schedule tau scope skip_last", "SAMPLER"),
     "FewStepUniC": ("sampler order variant disable", "SAMPLER"),
     "FewStepTeleport": ("sampler moments mode skip sigma_skip fraction rest start guidance_scale", "SAMPLER"),
-    "FewStepSchedule": ("model kind steps denoise shift rho end start", "SIGMAS"),
+    "FewStepSchedule": ("model kind steps denoise shift rho end start alpha beta", "SIGMAS"),
     "FewStepKSampler": (
         "model positive negative latent_image seed steps cfg solver schedule denoise sampler sigmas", "LATENT"),
     "FewStepUniformTimeSchedule": ("model steps denoise end", "SIGMAS"),
@@ -41,7 +41,7 @@ CONTRACT = {
     "FewStepKarrasSchedule": ("model steps denoise rho end", "SIGMAS"),
     "FewStepExponentialSchedule": ("model steps denoise end", "SIGMAS"),
     "FewStepEDMSchedule": ("model steps denoise rho end", "SIGMAS"),
-    "FewStepBetaSchedule": ("model steps denoise end", "SIGMAS"),
+    "FewStepBetaSchedule": ("model steps denoise end alpha beta", "SIGMAS"),
     "FewStepShiftedSchedule": ("model steps denoise shift end", "SIGMAS"),
     "FewStepPlanInspector": ("model sampler sigmas", "IMAGE STRING"),
     "FewStepAdvisor": ("model steps cfg distilled use_calibrations", "SAMPLER SIGMAS FLOAT STRING"),

@@ -46,10 +46,13 @@ def test_even_steps_that_stop_are_diffusers_linspace(model, levels):
         np.testing.assert_allclose(schedule(model(form), "uniform_t", len(levels) - 1, end="stop"), levels, rtol=2e-5)
 
 
+@pytest.mark.parametrize("shape", [(0.6, 0.6), (0.5, 0.7), (1.0, 1.0)])
 @pytest.mark.parametrize("form", ["eps", "flow"])
-def test_beta_steps_that_stop_differ_in_the_last_level_alone(model, gaussian, form):
-    stopped, zero = (schedule(model(form), "beta", 5, end=end) for end in ("stop", "zero"))
-    share = beta.ppf(1 - np.arange(6) / 5, 0.6, 0.6)
+def test_beta_steps_that_stop_differ_in_the_last_level_alone(model, gaussian, form, shape):
+    options = {} if shape == (0.6, 0.6) else dict(zip(("alpha", "beta"), shape, strict=True))
+    stopped, zero = (NODES["FewStepBetaSchedule"]().build(model(form), 5, 1.0, end=end, **options)[0] for end in ("stop", "zero"))
+    assert torch.equal(zero, schedule(model(form), "beta", 5, **options))
+    share = beta.ppf(1 - np.arange(6) / 5, *shape)
     if form == "flow":
         np.testing.assert_allclose(stopped, 0.001 + 0.999 * share, rtol=1e-6)
     else:  # between the 1000 training steps log alpha is linear

@@ -112,7 +112,8 @@ def test_bad_schedules_are_named(make, words):
     (lambda: grids.power_t(VP, 5, end="stop", power=-1.0), "power is -1"),
     (lambda: grids.deis_grid(VP, 5, phase="tt"), "phase is 'tt'"),
     (lambda: grids.shifted(FLOW, 5, end="stop", shift=0.0), "shift is 0"),
-    (lambda: grids.beta(FLOW, 5, end="stop", a=0.0), "beta grid"),
+    (lambda: grids.beta(FLOW, 5, end="stop", a=0.0), "parameters are 0 and 0.6"),
+    (lambda: grids.beta(FLOW, 20, end="zero", a=0.05, b=0.05), "20 beta steps .* repeat noise levels"),
 ])
 def test_bad_options_are_named(make, words):
     with pytest.raises(OptionError, match=words):
