@@ -27,13 +27,16 @@ Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 GUIDANCES = (1.0, 2.0, 4.0, 7.5)
 GRIDS = ("karras", "exponential", "uniform_t", "quadratic_t", "beta", "kl_optimal", "trailing", "linspace", "beta, stop")
 FLOW_GRIDS = ("uniform_t", "even", "trailing", "trailing, shift 3", "beta", "uniform_lambda", "kl_optimal", "linspace, from 1",
-              "beta, stop")
+              "beta, stop", "beta 0.9, 0.7", "beta 0.9, 0.8")
 SPECIAL: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "even": ("uniform_t", lambda steps: {"t_0": 1.0 / steps} if steps > 1 else {}),  # as nodes.schedule has it on flow models
     "trailing, shift 3": ("trailing", lambda steps: {"shift": 3.0}),
     # diffusers' SA-Solver: even in time down to the last trained level, where it stops without a step to 0
     "linspace": ("uniform_t", lambda steps: {"end": "stop"}),
     "beta, stop": ("beta", lambda steps: {"end": "stop"}),
+    # fewer steps near the picture, as flow models want; from where lambda is finite
+    "beta 0.9, 0.7": ("beta", lambda steps: {"a": 0.9, "b": 0.7, "t_T": 1 - 1e-6}),
+    "beta 0.9, 0.8": ("beta", lambda steps: {"a": 0.9, "b": 0.8, "t_T": 1 - 1e-6}),
     # diffusers' UniPC on flow models: from 1 less 1e-6, where lambda is finite, even towards 0.001 but for a last step to 0
     "linspace, from 1": ("uniform_t", lambda steps: {"t_T": 1 - 1e-6, "t_0": min(0.9, 1 - 0.999 * (steps - 1) / steps)}),
 }

@@ -26,16 +26,23 @@ def facts_of(model_sampling: Any, steps: int, cfg: float, distilled: bool = Fals
 def advised_sigmas(found: Advice, model_sampling: Any, steps: int, denoise: float = 1.0) -> Any:
     """The noise levels that go with an advice, as ``schedule.sigmas_of`` gives them; prescribed ones are as they are.
 
-    Denoise below 1 starts where even steps do (flow models: where the advised ones do), so that how much of a picture changes
-    does not jump where another rule begins.
+    Denoise below 1 starts where even steps do (flow models: even before the model's own shift), so that how much of a picture
+    changes does not jump where another rule begins. Flow models then take these even steps, or beta steps between there and 0
+    where those are advised; with the rules' recipes, 4 to 15 steps and guidance 1 to 4, these have half the error of even ones.
     """
     import torch
 
     if found.grid is None:
         return torch.tensor(found.sigmas, dtype=torch.float32)
-    if 0 < denoise <= 0.9999 and frame_of(model_sampling).scaling != "flow":
+    if not 0 < denoise <= 0.9999:
+        return sigmas_of(model_sampling, steps=steps, denoise=denoise, **found.grid)
+    if frame_of(model_sampling).scaling != "flow":
         return from_start(model_sampling, sigmas_of(model_sampling, "uniform_t", steps, denoise), found.grid)
-    return sigmas_of(model_sampling, steps=steps, denoise=denoise, **found.grid)
+    even = sigmas_of(model_sampling, "shifted", steps, denoise)
+    if found.grid["kind"] != "beta":
+        return even
+    whole = sigmas_of(model_sampling, steps=steps, **found.grid).double()
+    return (float(even[0]) * whole / whole[0]).float()
 
 
 def fitting(model: Any, facts: Facts) -> tuple[tuple[str, Calibration], ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from .frames import Frame, linear_vp
 from .grids import Grid, from_sigmas
 from .plan import Plan, Row
-from .registry import CORRECTORS, SOLVERS, WITHOUT_ORDER, solver_options
+from .registry import CORRECTORS, KEEPS_ORDER, SOLVERS, WITHOUT_ORDER, solver_options
 
 _T_T, _T_0 = 0.6, 0.2  # a stretch of the schedule on which the test problem is smooth at these step sizes
 _STEPS = (60, 120)
@@ -81,7 +81,8 @@ def measured_slope(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> float | No
     """
     if any(name in WITHOUT_ORDER for name, _ in parts):
         return None
-    return _slope(tuple((name, tuple(sorted({**options, **_body(name)}.items()))) for name, options in parts))
+    measured = [(name, {**options, **_body(name)}) for name, options in parts if name not in KEEPS_ORDER]
+    return _slope(tuple((name, tuple(sorted(options.items()))) for name, options in measured))
 
 
 def _body(name: str) -> dict[str, Any]:

@@ -63,7 +63,8 @@ STARTS: dict[str, Callable[..., tuple[StartTransform | None, Grid]]] = {"telepor
 # solvers of step-distilled models, which know their own noise levels alone
 NOT_AFTER: dict[str, tuple[str, ...]] = {"teleport": ("consistency", "tcd")}
 # no order of convergence: numbers for one grid, another ODE, steps that the data move
-WITHOUT_ORDER = {"dynamic_compensation", "dualfast", *REPLANNERS, *BOUND}
+KEEPS_ORDER = {"sigma_clock"}  # the same method in another variable
+WITHOUT_ORDER = {"dynamic_compensation", "dualfast", *REPLANNERS, *BOUND} - KEEPS_ORDER
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from fewstep.host.model import HostModel, ModelPatcher
@@ -16,6 +17,7 @@ from fewstep.nodes.sampling import make_sampler, recipe_of
 from fewstep.nodes.schedule import schedule
 from fewstep.samplers import Recipe
 from fewstep.samplers.errors import OptionError
+from scipy.stats import beta
 
 FORMS = ("eps", "v", "flow", "flow of shift 3", "edm")
 
@@ -137,13 +139,16 @@ def test_sockets_overrule_auto(model_of, handed):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 8])
 def test_denoise_changes_as_much_whatever_rule_holds(model_of, handed, form, steps):
-    """The start is that of even steps; the rules of 4 and 6 steps have schedules whose own middles are a factor 2 apart."""
+    """The start is that of even steps; those of the rules are up to a factor 2 apart."""
     model = model_of(form)
     recipe, sigmas = handed(model, steps=steps, cfg=2.0, denoise=0.5)
     even = schedule(model, "shifted" if form == "flow of shift 3" else "uniform_t", 2 * steps)[-steps - 1 :]
     assert len(sigmas) == steps + 1 and bool((sigmas.diff() < 0).all()) and sigmas[[0, -1]].tolist() == even[[0, -1]].tolist()
     assert recipe == handed(model, steps=steps, cfg=2.0)[0], "the rule for the steps that are run"
-    if "flow" in form:
+    if form == "flow" and steps >= 6:  # beta steps are advised
+        share = 0.001 + 0.999 * beta.ppf(1 - np.arange(steps) / steps, 0.6, 0.6)
+        np.testing.assert_allclose(sigmas[:-1], 0.5 * share, rtol=1e-5)
+    elif "flow" in form:
         assert torch.equal(sigmas, even)
 
 
@@ -184,7 +189,7 @@ def test_the_log_says_what_was_chosen(model_of, handed, caplog):
     with caplog.at_level(logging.INFO, "fewstep"):
         handed(model_of("flow"), steps=12, cfg=4.0)
         handed(model_of("flow"), solver="unipc", schedule="karras")
-    assert caplog.messages == ["FewStep: Auto chose ipndm(order=2) + unic(order=2) on the schedule uniform_t."]
+    assert caplog.messages == ["FewStep: Auto chose ipndm(order=3) + sigma_clock() on the schedule beta."]
 
 
 # the drawing
@@ -211,13 +216,13 @@ def no_runs(host):
 
 @pytest.mark.usefixtures("no_runs")
 def test_the_drawing_and_its_text_name_what_auto_chose():
-    plan, said = drawn(), "Auto chose ipndm(order=2) + unic(order=2) on the schedule uniform_t."
-    assert plan["label"] == "ipndm(order=2) + unic(order=2)" and plan["nfe"] == plan["steps"] == 12
+    plan, said = drawn(), "Auto chose ipndm(order=3) + sigma_clock() on the schedule beta."
+    assert plan["label"] == "ipndm(order=3) + sigma_clock()" and plan["nfe"] == plan["steps"] == 12
     assert plan["basis"] == {"known": True, "text": f"{said} Drawn from the node's schedule and the demo model (flow)."}
     assert plan["text"].startswith(f"{said}\n\n")
-    assert drawn(solver="unipc")["basis"]["text"].startswith("Auto chose the schedule uniform_t. Drawn")
-    assert drawn(schedule="beta")["basis"]["text"].startswith("Auto chose ipndm(order=2) + unic(order=2). Drawn")
-    assert drawn(sampler=["2", 0])["basis"]["text"].startswith("Auto chose the schedule uniform_t. Drawn")
+    assert drawn(solver="unipc")["basis"]["text"].startswith("Auto chose the schedule beta. Drawn")
+    assert drawn(schedule="beta")["basis"]["text"].startswith("Auto chose ipndm(order=3) + sigma_clock(). Drawn")
+    assert drawn(sampler=["2", 0])["basis"]["text"].startswith("Auto chose the schedule beta. Drawn")
     pinned = drawn(solver="unipc", schedule="beta")
     assert pinned["basis"]["text"].startswith("Drawn from") and "Auto" not in pinned["text"]
     assert "deis_ab(ab_order=2, basis=rho) + unic(order=2) on the schedule beta" in drawn("eps", steps=4, cfg=["4", 0])["text"]
