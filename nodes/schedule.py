@@ -31,15 +31,16 @@ END_WORDS = (
     "models mostly nearer to the exact picture all the same. Not for inpainting, nor for distilled models."
 )
 START_WORDS = (
-    "trailing on flow models only: the first noise level, just below 1, before the shift. 0.999 as diffusers' SA-Solver "
-    "has it, 0.999999 nearly as its UniPC."
+    "trailing and beta on flow models only: the first noise level, before the shift. own: 0.999 for trailing, 1 for beta. 0.999 "
+    "as diffusers' SA-Solver has it, 0.999999 nearly as its UniPC. From below 1 the second step can have order 2."
 )
 ALPHA_WORDS = (
     "beta only: larger means fewer steps near the picture. 0.5 with beta 0.7 is the schedule known as beta57; 1 and 1 are even "
     "steps."
 )
 BETA_WORDS = "beta only: larger means fewer steps near the noise."
-STARTS = ("0.999", "0.999999")  # of trailing on flow models, where lambda is finite: the second step can have order 2
+STARTS = ("own", "0.999", "0.999999")  # on flow models; below 1 lambda is finite, so that the second step can have order 2
+STARTING = ("trailing", "beta")
 
 
 def schedule(model: Any, kind: str, steps: int, denoise: float = 1.0, **options: Any) -> Any:
@@ -60,7 +61,7 @@ def sigmas_of(
         shift: for ``shifted`` and ``trailing``; 0 takes the model's own.
         rho: for ``karras`` and ``edm_rho``.
         end: ``zero``, or ``stop``: the last one is the model's smallest noise level (flow models: 0.001, before a shift).
-        start: one of ``STARTS``, for ``trailing`` on flow models, before the shift.
+        start: one of ``STARTS``, for ``STARTING`` on flow models, before the shift; own is 0.999 for trailing, 1 for beta.
         alpha, beta: parameters of the beta distribution, for ``beta``.
 
     With end ``zero`` a flow model's ``uniform_t``, ``quadratic_t`` and ``shifted`` go down evenly to 0 itself (4 uniform
@@ -91,7 +92,7 @@ def sigmas_of(
         options["a"], options["b"] = alpha, beta
     if kind == "edm_rho":
         options["sigma_max"], options["sigma_min"] = min(80.0, high), max(0.002, low)
-    if kind == "trailing" and frame.scaling == "flow":
+    if kind in STARTING and start != STARTS[0] and frame.scaling == "flow":
         options["t_T"] = float(start)
     options.update(even_end(frame, kind, total, end))
     grid = GRIDS[kind](frame, total, end=end, **options)

@@ -96,7 +96,7 @@ class FewStepBetaSchedule(ScheduleNode):
     """Beta quantiles."""
 
     KIND = "beta"
-    LATER = ("end", "alpha", "beta")
+    LATER = ("end", "start", "alpha", "beta")
     DISPLAY_NAME = "Schedule: Beta (FewStep)"
     SOURCE = "Lee et al. 2024; needs scipy, which ComfyUI has."
     SEARCH_ALIASES: ClassVar[list[str]] = ["beta scheduler", "beta57"]

@@ -41,7 +41,7 @@ CONTRACT = {
     "FewStepKarrasSchedule": ("model steps denoise rho end", "SIGMAS"),
     "FewStepExponentialSchedule": ("model steps denoise end", "SIGMAS"),
     "FewStepEDMSchedule": ("model steps denoise rho end", "SIGMAS"),
-    "FewStepBetaSchedule": ("model steps denoise end alpha beta", "SIGMAS"),
+    "FewStepBetaSchedule": ("model steps denoise end start alpha beta", "SIGMAS"),
     "FewStepShiftedSchedule": ("model steps denoise shift end", "SIGMAS"),
     "FewStepPlanInspector": ("model sampler sigmas", "IMAGE STRING"),
     "FewStepAdvisor": ("model steps cfg distilled use_calibrations", "SAMPLER SIGMAS FLOAT STRING"),

@@ -91,8 +91,19 @@ def test_trailing_from_just_below_1_is_nearly_diffusers_unipc(model, shift):
     np.testing.assert_allclose(found, UNIPC_FLOW[shift], rtol=0, atol=1e-3 * shift)
     plain = schedule(model("flow"), "trailing", 4, shift=shift)
     assert torch.equal(plain, schedule(model("flow"), "trailing", 4, shift=shift, start="0.999")) and plain[0] < found[0] < 1
-    assert torch.equal(*(schedule(model("eps"), "trailing", 4, start=start) for start in ("0.999", "0.999999")))
+    assert torch.equal(plain, schedule(model("flow"), "trailing", 4, shift=shift, start="own"))
+    for kind in ("trailing", "beta"):  # noise models start where they were trained to
+        assert torch.equal(*(schedule(model("eps"), kind, 4, start=start) for start in ("0.999", "0.999999")))
     assert torch.equal(found, SINGLE["trailing"]().build(model("flow"), 4, 1.0, shift=shift, start="0.999999")[0])
+
+
+@pytest.mark.parametrize("start", ["0.999", "0.999999"])
+def test_beta_from_just_below_1_has_the_same_quantiles(model, start):
+    found = schedule(model("flow"), "beta", 4, start=start, alpha=0.9, beta=0.8)
+    share = beta.ppf([1, 0.75, 0.5, 0.25], 0.9, 0.8)
+    np.testing.assert_allclose(found, [*(0.001 + (float(start) - 0.001) * share), 0], rtol=1e-6)
+    assert torch.equal(found, SINGLE["beta"]().build(model("flow"), 4, 1.0, start=start, alpha=0.9, beta=0.8)[0])
+    assert torch.equal(*(schedule(model("flow"), "beta", 4, **options) for options in ({}, {"start": "own"})))
 
 
 def test_from_0_999999_the_second_step_has_order_2(model):
