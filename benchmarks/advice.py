@@ -1,7 +1,8 @@
 """The advisor's rules: ``python -m fewstep.benchmarks.advice [--out DIR]`` measures each where it holds, and writes advice.md.
 
 ``--write`` also puts what was measured into ``samplers/advice.json``. Every rule is compared with what people usually take (named
-there) at the same evaluations and guidance, on mixtures and on the demo models. The error is relative to the exact solution.
+there) at the same evaluations and guidance, on mixtures and on the demo models, and once more on mixtures and noise by which no
+rule was chosen. The error is relative to the exact solution.
 
 ``--simple`` compares what auto chooses in the simple node with that node's default before it, UniPC on even steps, on the demo
 models alone, and writes simple_node.md and simple_node.csv.
@@ -13,6 +14,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ from ..nodes.ksampler import preset
 from ..nodes.schedule import even_end
 from ..samplers import Recipe, run
 from ..samplers.advice import FILE, Facts, advise, recipe_of
+from ..samplers.analytic import start_noise
 from ..samplers.grids import GRIDS
 from ..samplers.plan_io import write_atomically
-from .problems import GUIDANCES, PROBLEMS, Denoiser, Problem
+from .problems import GUIDANCES, PROBLEMS, Denoiser, Problem, mixture
 from .tables import markdown, preamble, write_csv
 
 NFES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20)
 SIMPLE_NFES = (4, 6, 8, 12)
+UNSEEN_MIXTURES, UNSEEN_NOISE = (5, 6, 7), 12  # seeds
 Row = dict[str, Any]
 
 
@@ -60,6 +64,16 @@ def measure(problem: Problem, data: Mapping[str, Any]) -> Iterator[Row]:
                     "rule": rule["name"], "problem": problem.name, "guidance": guidance, "steps": steps, "error": error,
                     "usual": plain[steps], "ratio": error / plain[steps],
                 }
+
+
+def unseen(batch: int) -> Iterator[Problem]:
+    """Problems by which no rule was chosen: other mixtures, and the demo models from other noise."""
+    for name, make in PROBLEMS.items():
+        problem = make(batch)
+        if name.startswith("digits"):
+            yield replace(problem, noise=start_noise(UNSEEN_NOISE, problem.noise.shape), solutions={})
+        else:  # together they weigh as one problem
+            yield from (mixture(name, problem.frame, seed, batch) for seed in UNSEEN_MIXTURES)
 
 
 def measure_simple(problem: Problem) -> Iterator[Row]:
@@ -109,23 +123,31 @@ def main() -> None:
     for name, make in PROBLEMS.items():
         rows += measure(make(args.batch), data)
         print(name, len(rows), flush=True)
-    write(args.out, data, rows)
+    others: list[Row] = []
+    for problem in unseen(args.batch):
+        others += measure(problem, data)
+        print("unseen", problem.name, len(others), flush=True)
+    write(args.out, data, rows, others)
     if args.write:
         write_atomically(FILE, (json.dumps(data, indent=1) + "\n").encode())
 
 
-def write(out: Path, data: Mapping[str, Any], rows: Sequence[Row]) -> None:
+def write(out: Path, data: Mapping[str, Any], rows: Sequence[Row], others: Sequence[Row]) -> None:
     """advice.csv and advice.md in ``out``; every rule of ``data`` gets what was measured of it."""
     lines = []
     for rule in data["rules"]:
-        m = rule["measured"] = summary([row for row in rows if row["rule"] == rule["name"]])
+        m, o = (summary([row for row in part if row["rule"] == rule["name"]]) for part in (rows, others))
+        rule["measured"], rule["unseen"] = m, o
         label, kind = recipe_of(rule["recipe"]).label, rule["grid"]["kind"]
-        lines.append([rule["name"], label, kind, m["error"], m["worst"], f"{m['worse']} of {m['cells']}"])
+        lines.append([rule["name"], label, kind, m["error"], m["worst"], f"{m['worse']} of {m['cells']}",
+                      o["error"], o["worst"], f"{o['worse']} of {o['cells']}"])
     words = "The advisor's rules: error relative to the usual choice at equal evaluations (below 1 is a gain)."
     text = preamble("python -m fewstep.benchmarks.advice", words)
     text += "\n".join(f"Usual, {family}: {usual['words']}.\n" for family, usual in data["usual"].items()) + "\n"
-    text += markdown(["rule", "recipe", "grid", "error", "worst", "worse"], lines)
-    write_csv(out / "advice.csv", rows)
+    seeds = ", ".join(map(str, UNSEEN_MIXTURES))
+    text += f"Unseen: the mixtures {seeds} and the demo models from other noise, by which no rule was chosen.\n\n"
+    text += markdown(["rule", "recipe", "grid", "error", "worst", "worse", "unseen: error", "worst", "worse"], lines)
+    write_csv(out / "advice.csv", [{**row, "unseen": part is others} for part in (rows, others) for row in part])
     write_atomically(out / "advice.md", text.encode())
 
 

@@ -8,7 +8,7 @@ from .validate import WIDGETS, Classes, InputSpec, input_specs, is_link
 
 COLUMN, GAP = 330, 40
 PLAN = 250  # height of the drawing that ``web/live_plans.js`` puts into a node
-REPORT = 120  # and of the text that ``web/reports.js`` puts there
+REPORT = 150  # and of the text that ``web/reports.js`` puts there
 
 
 def to_ui(prompt: dict[str, dict[str, Any]], classes: Classes) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class Rule:
         why: the reason, in a sentence or two.
         measured: "error" relative to ``usual`` (geometric mean over problems; below 1 is a gain), "worst" of all cells, their
             number "cells", and "worse": in how many of them the usual choice was better.
+        unseen: the same of problems by which the rule was not chosen.
         usual: what it was measured against, for people.
         source: the command that measured it.
     """
@@ -80,6 +81,7 @@ class Rule:
     grid: Mapping[str, Any]
     why: str
     measured: Mapping[str, Any]
+    unseen: Mapping[str, Any]
     usual: str
     source: str
 
@@ -95,8 +97,11 @@ class Rule:
         m = self.measured
         if m["worst"] == 1.0 == m["error"]:
             return f"Measured: what else was tried gains little over {self.usual} here ({self.source})."
-        compared = f"worse in {m['worse'] or 'none'} of {m['cells']} comparisons"
-        return f"Measured: {m['error']:.2g} times the error of {self.usual}, {compared} ({self.source})."
+        worse, unseen = (f"worse in {part['worse'] or 'none'} of {part['cells']}" for part in (m, self.unseen))
+        return (
+            f"Measured: {m['error']:.2g} times the error of {self.usual}, {worse} comparisons; on unseen noise and mixtures "
+            f"{self.unseen['error']:.2g} times, {unseen} ({self.source})."
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,10 @@ class Advice:
     @property
     def where(self) -> str:
         """The noise levels, for people."""
-        return "its own noise levels" if self.grid is None else f"the schedule {self.grid['kind']}"
+        if self.grid is None:
+            return "its own noise levels"
+        options = ", ".join(f"{word} {self.grid[name]:g}" for name, word in (("a", "alpha"), ("b", "beta")) if name in self.grid)
+        return f"the schedule {self.grid['kind']}" + (f" ({options})" if options else "")
 
 
 @lru_cache(maxsize=1)
@@ -131,7 +139,7 @@ def rules() -> tuple[Rule, ...]:
     return tuple(
         Rule(
             r["name"], r["family"], tuple(r["steps"]), tuple(r["guidance"]), recipe_of(r["recipe"]), r["grid"], r["why"],
-            r["measured"], data["usual"][r["family"]]["words"], data["source"],
+            r["measured"], r["unseen"], data["usual"][r["family"]]["words"], data["source"],
         )
         for r in data["rules"]
     )
