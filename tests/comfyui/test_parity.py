@@ -34,3 +34,13 @@ def test_unipc_is_the_stock_one_where_that_one_is_right(numbers, name):
     """Noise and v models, sigmas that do not end in 0: zero's without it, and those that stop."""
     found = parity(numbers, name)
     assert len(found) == 12 and not over(found, 1e-4)
+
+
+def test_beta_steps_are_those_of_the_hosts_own_node(numbers):
+    """In model times of a thousand; it rounds them to whole ones."""
+    found = numbers("parity.beta_schedules")
+    assert len(found) == 6
+    for name, pair in found.items():
+        ours, theirs = pair["times"]
+        assert pair["ends"] == [0.0, 0.0] and len(ours) == len(theirs) == 8, name
+        assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 0.51, name

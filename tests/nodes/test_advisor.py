@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from fewstep.host.embedded import EmbeddedHost
@@ -11,6 +12,7 @@ from fewstep.nodes.sampling import recipe_of
 from fewstep.samplers import advice
 from fewstep.samplers.advice import gain_of, rule_for
 from fewstep.samplers.errors import FewStepError
+from scipy.stats import beta
 
 
 def advise(model, steps=8, cfg=4.0, distilled=False, use_calibrations=True):
@@ -26,6 +28,8 @@ def test_the_rule_of_the_models_family(host, form, family, steps, cfg):
     rule = rule_for(family, steps, cfg)
     assert recipe_of(sampler) == rule.recipe and guidance == cfg
     assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and sigmas.dtype == torch.float32 and bool((sigmas.diff() < 0).all())
+    if (form, steps) == ("flow", 8):  # what the schedule nodes call alpha, beta and start
+        np.testing.assert_allclose(sigmas[:-1], 0.001 + 0.998999 * beta.ppf(1 - np.arange(8) / 8, 0.9, 0.8), rtol=1e-5)
     head, why, evidence = text.split("\n")
     shape = " (alpha 0.9, beta 0.8)" if (form, steps) == ("flow", 8) else ""
     assert head == f"{rule.recipe.label} on the schedule {rule.grid['kind']}{shape}, cfg {cfg:g}." and (why, evidence) == (rule.why, rule.evidence)

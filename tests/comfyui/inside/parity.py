@@ -34,3 +34,20 @@ def parity():
                     unipc = pack.solver("FewStepUniPC", order=3, variant=variant, lower_order_final=True)
                     out[f"{form} {kind} cfg {cfg:g} {name}"] = both(unipc, name, sigmas[:-1] if end == "zero" else sigmas)
     return out
+
+
+def beta_schedules():
+    """Model times of the pack's beta steps and of the host's own node."""
+    start_host()
+    from comfy_extras.nodes_custom_sampler import BetaSamplingScheduler
+
+    pack, out = Pack(), {}
+    for form in ("eps", "flow"):
+        model = pack.demo(form)[0]
+        sampling = model.get_model_object("model_sampling")
+        for alpha, beta in ((0.6, 0.6), (0.5, 0.7), (0.9, 0.8)):
+            ours = pack.run("FewStepBetaSchedule", model, 8, 1.0, alpha=alpha, beta=beta)[0]
+            theirs = BetaSamplingScheduler.execute(model, 8, alpha, beta).result[0]
+            times = [[float(sampling.timestep(s)) for s in sigmas[:-1]] for sigmas in (ours, theirs)]
+            out[f"{form} {alpha:g} {beta:g}"] = {"times": times, "ends": [float(ours[-1]), float(theirs[-1])]}
+    return out
