@@ -23,7 +23,7 @@ import torch
 from ..nodes.ksampler import preset
 from ..nodes.schedule import even_end
 from ..samplers import Recipe, run
-from ..samplers.advice import FILE, Facts, advise, recipe_of
+from ..samplers.advice import FILE, Facts, advise, grid_label, recipe_of
 from ..samplers.analytic import start_noise
 from ..samplers.grids import GRIDS
 from ..samplers.plan_io import write_atomically
@@ -138,9 +138,8 @@ def write(out: Path, data: Mapping[str, Any], rows: Sequence[Row], others: Seque
     for rule in data["rules"]:
         m, o = (summary([row for row in part if row["rule"] == rule["name"]]) for part in (rows, others))
         rule["measured"], rule["unseen"] = m, o
-        label, kind = recipe_of(rule["recipe"]).label, rule["grid"]["kind"]
-        lines.append([rule["name"], label, kind, m["error"], m["worst"], f"{m['worse']} of {m['cells']}",
-                      o["error"], o["worst"], f"{o['worse']} of {o['cells']}"])
+        measured = [value for part in (m, o) for value in (part["error"], part["worst"], f"{part['worse']} of {part['cells']}")]
+        lines.append([rule["name"], recipe_of(rule["recipe"]).label, grid_label(rule["grid"]), *measured])
     words = "The advisor's rules: error relative to the usual choice at equal evaluations (below 1 is a gain)."
     text = preamble("python -m fewstep.benchmarks.advice", words)
     text += "\n".join(f"Usual, {family}: {usual['words']}.\n" for family, usual in data["usual"].items()) + "\n"

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from ..samplers.calibration.store import Calibration
 
 
-WIDGETS = {"a": "alpha", "b": "beta", "t_T": "start"}  # of the schedule nodes, by the grids' own names
-
-
 def facts_of(model_sampling: Any, steps: int, cfg: float, distilled: bool = False) -> Facts:
     """What the rules ask about a model of the host; raises OptionError for steps or cfg out of range."""
     from ..samplers.advice import Facts
@@ -35,9 +32,11 @@ def advised_sigmas(found: Advice, model_sampling: Any, steps: int, denoise: floa
     """
     import torch
 
+    from ..samplers.advice import NAMES
+
     if found.grid is None:
         return torch.tensor(found.sigmas, dtype=torch.float32)
-    grid: dict[str, Any] = {WIDGETS.get(name, name): str(value) if name == "t_T" else value for name, value in found.grid.items()}
+    grid: dict[str, Any] = {NAMES.get(name, name): str(value) if name == "t_T" else value for name, value in found.grid.items()}
     if not 0 < denoise <= 0.9999:
         return sigmas_of(model_sampling, steps=steps, denoise=denoise, **grid)
     if frame_of(model_sampling).scaling != "flow":

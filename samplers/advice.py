@@ -23,6 +23,7 @@ from .solvers.fitted import fitted_grid
 
 FILE = Path(__file__).with_suffix(".json")
 FAMILIES = ("vp", "flow")
+NAMES = {"a": "alpha", "b": "beta", "t_T": "start"}  # what the schedule nodes call the grids' options, where that differs
 NEAR = 0.1  # share by which the guidance may differ from a calibration's
 
 
@@ -126,10 +127,7 @@ class Advice:
     @property
     def where(self) -> str:
         """The noise levels, for people."""
-        if self.grid is None:
-            return "its own noise levels"
-        options = ", ".join(f"{word} {self.grid[name]:g}" for name, word in (("a", "alpha"), ("b", "beta")) if name in self.grid)
-        return f"the schedule {self.grid['kind']}" + (f" ({options})" if options else "")
+        return "its own noise levels" if self.grid is None else f"the schedule {grid_label(self.grid)}"
 
 
 @lru_cache(maxsize=1)
@@ -148,6 +146,16 @@ def rules() -> tuple[Rule, ...]:
 def recipe_of(data: Mapping[str, Any]) -> Recipe:
     """A recipe as it stands in the file."""
     return Recipe(data["solver"], data["options"], tuple((c["corrector"], c["options"]) for c in data["correctors"]))
+
+
+def grid_label(grid: Mapping[str, Any]) -> str:
+    """A rule's grid with all that has to be set in a schedule node to get it.
+
+    >>> grid_label({"kind": "beta", "a": 0.9, "b": 0.8})
+    'beta (alpha 0.9, beta 0.8)'
+    """
+    options = ", ".join(f"{NAMES.get(name, name)} {value}" for name, value in grid.items() if name != "kind")
+    return f"{grid['kind']} ({options})" if options else str(grid["kind"])
 
 
 def rule_for(family: str, steps: int, guidance: float, among: Iterable[Rule] | None = None) -> Rule:

@@ -31,7 +31,7 @@ def test_the_rule_of_the_models_family(host, form, family, steps, cfg):
     if (form, steps) == ("flow", 8):  # what the schedule nodes call alpha, beta and start
         np.testing.assert_allclose(sigmas[:-1], 0.001 + 0.998999 * beta.ppf(1 - np.arange(8) / 8, 0.9, 0.8), rtol=1e-5)
     head, why, evidence = text.split("\n")
-    shape = " (alpha 0.9, beta 0.8)" if (form, steps) == ("flow", 8) else ""
+    shape = {("flow", 1): " (shift 3.0)", ("flow", 8): " (alpha 0.9, beta 0.8, start 0.999999)"}.get((form, steps), "")
     assert head == f"{rule.recipe.label} on the schedule {rule.grid['kind']}{shape}, cfg {cfg:g}." and (why, evidence) == (rule.why, rule.evidence)
 
 

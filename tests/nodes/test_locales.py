@@ -10,8 +10,8 @@ from fewstep.nodes import NODE_CLASS_MAPPINGS, locales
 KEPT = {
     "MODEL", "CLIP", "VAE", "SAMPLER", "SIGMAS", "LATENT", "FewStep", "eta", "s_noise", "h_init", "theta", "r", "gamma", "tau",
     "c_max", "c_min", "s_max", "rho", "cfg", "UniPC (FewStep)", "DEIS (FewStep)", "iPNDM (FewStep)", "PNDM (FewStep)",
-    "DPM-Solver++ SDE (FewStep)", "DPM-Solver-v3 (FewStep)", "SA-Solver (FewStep)", "sde_start", "sde_end", "simple_order_2", "alpha",
-    "beta",
+    "DPM-Solver++ SDE (FewStep)", "DPM-Solver-v3 (FewStep)", "SA-Solver (FewStep)", "sde_start", "sde_end", "simple_order_2",
+    "alpha", "beta",
 }
 OWN_SCRIPT = {"zh": r"[\u4e00-\u9fff]", "ja": r"[\u3040-\u30ff\u4e00-\u9fff]"}
 
